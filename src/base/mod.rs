@@ -1,0 +1,14 @@
+//! What every other module stands on: errors, devices, seeded random streams, crash-safe directories, progress.
+
+pub mod artifact;
+pub mod device;
+pub mod error;
+pub mod mapped;
+pub mod nearest;
+pub mod progress;
+pub mod rng;
+
+pub use artifact::{Artifact, RunRecord};
+pub use device::{DeviceChoice, DtypeChoice};
+pub use error::{Context, Error, Result};
+pub use progress::{Progress, Silent, Unit};

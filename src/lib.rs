@@ -1,0 +1,27 @@
+//! Look inside language models: cache what flows through them, train sparse dictionaries on it, read what every
+//! feature means, clamp features while the model writes.
+//!
+//! ```text
+//!   data ──► model ──► store ──► dictionary ──► analysis
+//!   text     hooks     cache     SAE            features, steering, evaluation
+//! ```
+//!
+//! Shape letters used in every doc comment:
+//!
+//! | letter | axis |
+//! | --- | --- |
+//! | `b` | batch: sequences or rows |
+//! | `s`, `S` | query and key positions |
+//! | `d` | residual-stream width, `d_model` |
+//! | `m` | inner width of the MLP, `d_mlp` |
+//! | `H`, `K` | attention heads, key-value heads |
+//! | `h` | width of one head, `d_head` |
+//! | `v` | vocabulary |
+//! | `f` | dictionary features, `d_sae` |
+//!
+//! Modules in layer order; each uses only those above it:
+#![cfg_attr(test, allow(clippy::float_cmp, reason = "tests compare exactly reproducible numbers"))]
+
+pub mod base;
+pub mod dictionary;
+pub mod store;

@@ -1,0 +1,3 @@
+//! The `mechinterp` command.
+
+fn main() {}

@@ -1,0 +1,28 @@
+//! The one interface between activations and whoever learns from them: rows in a resumable shuffled order.
+
+use crate::base::Result;
+
+/// Activation rows for training, in an order that a position can resume exactly.
+pub trait RowSource: Send {
+    /// Values in a row.
+    fn width(&self) -> usize;
+
+    /// Rows in one pass over the data.
+    fn rows(&self) -> u64;
+
+    /// Overwrites `out` with the next `n` rows, row-major `[n, width]`, starting another pass in another order
+    /// when one ends.
+    ///
+    /// # Errors
+    /// When the data cannot be read or holds NaN or infinity.
+    fn next_batch(&mut self, n: usize, out: &mut Vec<f32>) -> Result<()>;
+
+    /// Rows served since the beginning, over all passes.
+    fn position(&self) -> u64;
+
+    /// Continues as if `position` rows had been served.
+    ///
+    /// # Errors
+    /// When the source cannot go there.
+    fn seek(&mut self, position: u64) -> Result<()>;
+}
