@@ -24,4 +24,5 @@
 
 pub mod base;
 pub mod dictionary;
+pub mod model;
 pub mod store;

@@ -186,7 +186,7 @@ impl Error {
 
 impl From<candle_core::Error> for Error {
     fn from(source: candle_core::Error) -> Self {
-        Self::Tensor { action: "computing".into(), source: Box::new(source) }
+        Self::Tensor { action: "computing".into(), source: Box::new(bare(source)) }
     }
 }
 
@@ -201,7 +201,15 @@ pub trait Context<T> {
 
 impl<T> Context<T> for candle_core::Result<T> {
     fn during(self, action: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Tensor { action: action(), source: Box::new(source) })
+        self.map_err(|source| Error::Tensor { action: action(), source: Box::new(bare(source)) })
+    }
+}
+
+/// Without the backtrace that candle adds to its message when `RUST_BACKTRACE` is set.
+fn bare(error: candle_core::Error) -> candle_core::Error {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => bare(*inner),
+        other => other,
     }
 }
 

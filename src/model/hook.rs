@@ -11,7 +11,7 @@ use std::str::FromStr;
 use crate::base::nearest::nearest;
 use crate::base::{Error, Result};
 
-use super::config::{Block, ModelConfig, Position};
+use super::config::{ModelConfig, Position};
 
 macro_rules! sites {
     ($($(#[$doc:meta])* $variant:ident $name:literal $scope:ident $shape:ident,)*) => {
@@ -108,7 +108,7 @@ sites! {
     AttnOut "hook_attn_out" Block Residual,
     /// What attention really adds to the residual stream.
     AttnAdded "hook_attn_added" Block Residual,
-    /// Residual stream between attention and MLP; absent in parallel blocks.
+    /// Residual stream between attention and MLP.
     ResidMid "hook_resid_mid" Block Residual,
     /// Residual stream that enters the MLP's norm.
     MlpIn "hook_mlp_in" Block Residual,
@@ -148,7 +148,6 @@ impl Site {
         match self {
             Self::PosEmbed => matches!(config.position, Position::Learned { .. }),
             Self::RotQ | Self::RotK => matches!(config.position, Position::Rotary(_)),
-            Self::ResidMid => config.block == Block::Sequential,
             Self::MlpPreLinear => config.mlp.gated,
             _ => true,
         }

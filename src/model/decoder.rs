@@ -1,0 +1,241 @@
+//! The one forward pass: embed → blocks → final norm → unembed.
+//!
+//! ```text
+//! x = W_E[tokens] (+ W_pos)
+//! each block:  x += Attn(norm(x));  x += MLP(norm(x))
+//! logits = norm(x) W_U
+//! ```
+//!
+//! It stops after the last value that the plan asks for. When the weights are variables every operation keeps its
+//! gradient, so the same code trains the built-in model.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::base::{Context, Error, Result};
+
+use super::attention::{Attention, Pass};
+use super::config::ModelConfig;
+use super::hook::{HookPoint, Site};
+use super::kv_cache::KvCache;
+use super::linear::Linear;
+use super::mlp::Mlp;
+use super::norm::Norm;
+use super::plan::{HookPlan, ResolvedPlan, Stop};
+use super::tap::Tap;
+
+/// What a forward pass produced.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// `[b, s, v]` in f32, when the plan asked for logits.
+    pub logits: Option<Tensor>,
+    /// The captured values, after edits, in the model's number type.
+    pub captures: BTreeMap<HookPoint, Tensor>,
+}
+
+impl Run {
+    /// The captured values at `point`.
+    ///
+    /// # Errors
+    /// `Unsupported` when the plan did not capture the point.
+    pub fn captured(&self, point: HookPoint) -> Result<&Tensor> {
+        self.captures.get(&point).ok_or_else(|| Error::Unsupported {
+            what: format!("reading {point}"),
+            why: "the plan did not capture it".into(),
+            remedy: "add the point to the plan".into(),
+        })
+    }
+
+    /// The logits.
+    ///
+    /// # Errors
+    /// `Unsupported` when the plan did not ask for logits.
+    pub fn logits(&self) -> Result<&Tensor> {
+        self.logits.as_ref().ok_or_else(|| Error::Unsupported {
+            what: "reading logits".into(),
+            why: "the plan did not ask for them".into(),
+            remedy: "build the plan with logits".into(),
+        })
+    }
+}
+
+/// The parameters of one block.
+#[derive(Debug, Clone)]
+pub(crate) struct BlockWeights {
+    pub(super) ln1: Norm,
+    pub(super) attention: Attention,
+    pub(super) ln2: Norm,
+    pub(super) mlp: Mlp,
+}
+
+/// A decoder with its weights.
+#[derive(Debug, Clone)]
+pub struct Model {
+    pub(super) config: ModelConfig,
+    pub(super) embed: Tensor,
+    pub(super) pos_embed: Option<Tensor>,
+    pub(super) blocks: Vec<BlockWeights>,
+    pub(super) ln_final: Norm,
+    pub(super) unembed: Linear,
+}
+
+impl Model {
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The device the weights are on.
+    pub fn device(&self) -> &Device {
+        self.embed.device()
+    }
+
+    /// The number type of weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.embed.dtype()
+    }
+
+    /// The unembedding `W_U` `[d, v]`.
+    pub fn unembedding(&self) -> &Tensor {
+        self.unembed.weight()
+    }
+
+    /// Makes the `[b, s]` input of a forward pass.
+    ///
+    /// # Errors
+    /// `Mismatch` when a token is outside the vocabulary; `Tensor` when rows differ in length.
+    pub fn tokens<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Tensor> {
+        let length = sequences.first().map_or(0, |s| s.as_ref().len());
+        let flat: Vec<u32> = sequences.iter().flat_map(|s| s.as_ref().iter().copied()).collect();
+        if let Some(&token) = flat.iter().find(|&&t| t as usize >= self.config.vocab_size) {
+            return Err(Error::Mismatch {
+                what: "token and model",
+                left: format!("token id {token}"),
+                right: format!("a vocabulary of {}", self.config.vocab_size),
+                remedy: "use the tokenizer that belongs to the model".into(),
+            });
+        }
+        Tensor::from_vec(flat, (sequences.len(), length), self.device()).during(|| "making the token batch".into())
+    }
+
+    /// Runs `tokens` `[b, s]` through the model.
+    ///
+    /// # Errors
+    /// When the plan names points the model lacks, when the sequence is empty or longer than the context, or when
+    /// the device runs out of memory.
+    pub fn forward(&self, tokens: &Tensor, plan: &HookPlan) -> Result<Run> {
+        self.run(tokens, &plan.resolve(&self.config)?, None, false)
+    }
+
+    /// As [`Model::forward`] for the positions after those in `cache`, which it extends. Logits are those of the
+    /// last position only, `[b, 1, v]`.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn step(&self, tokens: &Tensor, plan: &ResolvedPlan, cache: &mut KvCache) -> Result<Run> {
+        self.run(tokens, plan, Some(cache), true)
+    }
+
+    fn run(
+        &self,
+        tokens: &Tensor,
+        plan: &ResolvedPlan,
+        mut cache: Option<&mut KvCache>,
+        last_only: bool,
+    ) -> Result<Run> {
+        let s = tokens.dims2()?.1;
+        let offset = cache.as_ref().map_or(0, |c| c.len());
+        self.check_length(offset, s)?;
+        let mut tap = Tap::new(plan, offset);
+        let x = self.embed_tokens(tokens, offset, &mut tap)?;
+        if tap.stop() == Stop::Embedding {
+            return Ok(Run { logits: None, captures: tap.into_captures() });
+        }
+        let pass = Pass::new(&self.config, offset, s, &x)?;
+        let mut x = Some(x);
+        for layer in 0..self.blocks.len() {
+            let Some(input) = x else { break };
+            x = self.block(layer, input, &pass, cache.as_deref_mut(), &mut tap)?;
+        }
+        if let Some(cache) = cache {
+            cache.advance(s);
+        }
+        let logits = match x {
+            Some(x) if tap.stop() >= Stop::FinalNorm => self.unembed(&x, last_only, &mut tap)?,
+            _ => None,
+        };
+        Ok(Run { logits, captures: tap.into_captures() })
+    }
+
+    fn embed_tokens(&self, tokens: &Tensor, offset: usize, tap: &mut Tap<'_>) -> Result<Tensor> {
+        let (b, s) = tokens.dims2()?;
+        let embedded = self.embed.index_select(&tokens.flatten_all()?, 0)?.reshape((b, s, ()))?;
+        let x = tap.at(HookPoint::global(Site::Embed), embedded)?;
+        let Some(pos_embed) = &self.pos_embed else { return Ok(x) };
+        let positions = pos_embed.narrow(0, offset, s)?.unsqueeze(0)?.broadcast_as(x.shape())?.contiguous()?;
+        let positions = tap.at(HookPoint::global(Site::PosEmbed), positions)?;
+        Ok((x + positions)?)
+    }
+
+    /// The block's output, or `None` when the plan ends inside it.
+    fn block(
+        &self,
+        layer: usize,
+        x: Tensor,
+        pass: &Pass,
+        cache: Option<&mut KvCache>,
+        tap: &mut Tap<'_>,
+    ) -> Result<Option<Tensor>> {
+        let BlockWeights { ln1, attention, ln2, mlp } = &self.blocks[layer];
+        let at = |site| HookPoint::block(layer, site);
+        let resid_pre = tap.at(at(Site::ResidPre), x)?;
+        if tap.stops_at(layer, Site::ResidPre) {
+            return Ok(None);
+        }
+        let normed = ln1.forward(&resid_pre, tap, at(Site::Ln1Scale), at(Site::Ln1Normalized))?;
+        let Some(attn_out) = attention.forward(&normed, &self.config, pass, cache, tap)? else { return Ok(None) };
+        let attn_out = tap.at(at(Site::AttnOut), attn_out)?;
+        let attn_added = tap.at(at(Site::AttnAdded), attn_out)?;
+        let resid_mid = tap.at(at(Site::ResidMid), (resid_pre + attn_added)?)?;
+        if tap.stops_at(layer, Site::ResidMid) {
+            return Ok(None);
+        }
+        let mlp_in = tap.at(at(Site::MlpIn), resid_mid.clone())?;
+        let normed = ln2.forward(&mlp_in, tap, at(Site::Ln2Scale), at(Site::Ln2Normalized))?;
+        let normed = tap.at(at(Site::MlpHookIn), normed)?;
+        if tap.stops_at(layer, Site::MlpHookIn) {
+            return Ok(None);
+        }
+        let Some(mlp_out) = mlp.forward(&normed, tap)? else { return Ok(None) };
+        let mlp_out = tap.at(at(Site::MlpOut), mlp_out)?;
+        let mlp_added = tap.at(at(Site::MlpAdded), mlp_out)?;
+        let resid_post = tap.at(at(Site::ResidPost), (resid_mid + mlp_added)?)?;
+        Ok((!tap.stops_at(layer, Site::ResidPost)).then_some(resid_post))
+    }
+
+    fn unembed(&self, x: &Tensor, last_only: bool, tap: &mut Tap<'_>) -> Result<Option<Tensor>> {
+        let at = HookPoint::global;
+        let x = if last_only { x.narrow(1, x.dim(1)? - 1, 1)? } else { x.clone() };
+        let normed = self.ln_final.forward(&x, tap, at(Site::LnFinalScale), at(Site::LnFinalNormalized))?;
+        let normed = tap.at(at(Site::UnembedIn), normed)?;
+        if tap.stop() < Stop::Never {
+            return Ok(None);
+        }
+        let logits = tap.at(at(Site::UnembedOut), self.unembed.forward(&normed)?)?;
+        Ok(Some(logits.to_dtype(DType::F32)?))
+    }
+
+    fn check_length(&self, offset: usize, s: usize) -> Result<()> {
+        let limit = self.config.context_length;
+        if s > 0 && offset + s <= limit {
+            return Ok(());
+        }
+        Err(Error::Mismatch {
+            what: "sequence and model",
+            left: format!("{} tokens", offset + s),
+            right: format!("a context of 1 to {limit} tokens"),
+            remedy: "shorten the prompt, or generate fewer tokens".into(),
+        })
+    }
+}

@@ -1,0 +1,49 @@
+//! The block's MLP: `down(act(in(x)))`, or gated `down(act(gate(x)) · up(x))`.
+
+use candle_core::Tensor;
+
+use crate::base::Result;
+
+use super::config::Activation;
+use super::hook::{HookPoint, Site};
+use super::linear::Linear;
+use super::tap::Tap;
+
+/// The MLP of one block.
+#[derive(Debug, Clone)]
+pub(crate) struct Mlp {
+    pub(super) layer: usize,
+    pub(super) activation: Activation,
+    /// The projection under the nonlinearity: `gate` in gated MLPs, else the only input projection.
+    pub(super) pre: Linear,
+    /// The linear branch of gated MLPs.
+    pub(super) up: Option<Linear>,
+    pub(super) down: Linear,
+}
+
+impl Mlp {
+    /// `x` is the MLP's input `[b, s, d]`; the result is its raw output, `None` when the plan ends inside.
+    pub(super) fn forward(&self, x: &Tensor, tap: &mut Tap<'_>) -> Result<Option<Tensor>> {
+        let at = |site| HookPoint::block(self.layer, site);
+        let pre = tap.at(at(Site::MlpPre), self.pre.forward(x)?)?;
+        let mut post = activate(&pre, self.activation)?;
+        if let Some(up) = &self.up {
+            let linear = tap.at(at(Site::MlpPreLinear), up.forward(x)?)?;
+            post = (post * linear)?;
+        }
+        let post = tap.at(at(Site::MlpPost), post)?;
+        if tap.stops_at(self.layer, Site::MlpPost) {
+            return Ok(None);
+        }
+        Ok(Some(tap.at(at(Site::MlpHookOut), self.down.forward(&post)?)?))
+    }
+}
+
+fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    Ok(match activation {
+        Activation::Gelu => x.gelu_erf()?,
+        Activation::GeluTanh => x.gelu()?,
+        Activation::Silu => x.silu()?,
+        Activation::Relu => x.relu()?,
+    })
+}

@@ -1,0 +1,24 @@
+//! Decoder-only transformers with every intermediate value behind a typed hook point.
+
+pub mod config;
+pub mod family;
+pub mod generate;
+pub mod hook;
+pub mod kv_cache;
+pub mod plan;
+pub mod weights;
+
+mod attention;
+mod decoder;
+mod linear;
+mod load;
+mod mlp;
+mod norm;
+mod position;
+mod tap;
+
+pub use config::ModelConfig;
+pub use decoder::{Model, Run};
+pub use hook::{HookPoint, Site};
+pub use kv_cache::KvCache;
+pub use plan::{Edit, EditOp, HookPlan, Positions, ResolvedPlan, Rewrite};
