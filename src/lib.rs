@@ -24,4 +24,5 @@
 
 pub mod base;
 pub mod dictionary;
+pub mod ops;
 pub mod store;
