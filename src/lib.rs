@@ -23,6 +23,7 @@
 #![cfg_attr(test, allow(clippy::float_cmp, reason = "tests compare exactly reproducible numbers"))]
 
 pub mod base;
+pub mod cli;
 pub mod data;
 pub mod dictionary;
 pub mod model;
