@@ -98,11 +98,11 @@ impl Progress for StopAfter {
 
 fn small() -> TrainSettings {
     TrainSettings {
-        d_sae: Some(48),
+        d_sae: Some(100),
         lr: 1e-2,
-        l1_coefficient: 4.0,
+        l1_coefficient: 30.0,
         l1_warm_up_steps: Some(1),
-        batch_size: 32,
+        batch_size: 16,
         steps: Some(40),
         dead_feature_window: Some(3),
         checkpoint_every: 9,
