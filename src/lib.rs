@@ -25,6 +25,7 @@
 pub mod base;
 pub mod cli;
 pub mod data;
+pub mod demo;
 pub mod dictionary;
 pub mod model;
 pub mod ops;
