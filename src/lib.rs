@@ -22,7 +22,9 @@
 //! Modules in layer order; each uses only those above it:
 #![cfg_attr(test, allow(clippy::float_cmp, reason = "tests compare exactly reproducible numbers"))]
 
+pub mod analysis;
 pub mod base;
 pub mod dictionary;
 pub mod model;
+pub mod ops;
 pub mod store;

@@ -1,0 +1,12 @@
+//! The few numeric kernels that are ours, each tested against the naive code it must equal.
+//!
+//! Every kernel cuts its work into pieces of fixed size and reduces them in a fixed order, so the same input gives
+//! the same bits on any number of threads.
+
+pub mod gemm;
+pub mod sparse;
+mod vector;
+
+pub use gemm::Matrix;
+pub use sparse::{Grouped, Pairs};
+pub use vector::{AdamStep, adam, add_scaled, dot, squared_norm};
