@@ -19,11 +19,13 @@
 //! | `v` | vocabulary |
 //! | `f` | dictionary features, `d_sae` |
 //!
-//! Modules in layer order; each uses only those above it:
+//! Layers, each using only those before it: [`base`], [`ops`], [`data`](store), [`model`], [`store`], [`dictionary`].
 #![cfg_attr(test, allow(clippy::float_cmp, reason = "tests compare exactly reproducible numbers"))]
 
 pub mod analysis;
 pub mod base;
+pub mod cli;
+pub mod data;
 pub mod dictionary;
 pub mod model;
 pub mod ops;

@@ -1,3 +1,7 @@
 //! The `mechinterp` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mechinterp::cli::main(std::env::args_os())
+}

@@ -72,7 +72,7 @@ pub enum Error {
     /// A name is not in a closed list.
     #[error("unknown {kind} '{found}'\n  {}", nearest_line(nearest))]
     Unknown {
-        /// What the name should have been: "hook point", "model_type".
+        /// What the name should have been: "hook point", "`model_type`".
         kind: &'static str,
         /// The name given.
         found: String,
@@ -92,7 +92,7 @@ pub enum Error {
     /// NaN or infinity where numbers must be finite.
     #[error("{what} holds {count} NaN or infinite values, first at {at}\n  remedy: {remedy}")]
     NonFinite {
-        /// The data: "activations of blocks.3.hook_resid_post".
+        /// The data: "activations of `blocks.3.hook_resid_post`".
         what: String,
         /// How many values.
         count: usize,

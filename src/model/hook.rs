@@ -146,7 +146,7 @@ impl Site {
     /// Whether a model of this configuration computes the site at all.
     pub fn exists_in(self, config: &ModelConfig) -> bool {
         match self {
-            Self::PosEmbed => matches!(config.position, Position::Learned { .. }),
+            Self::PosEmbed => matches!(config.position, Position::Learned),
             Self::RotQ | Self::RotK => matches!(config.position, Position::Rotary(_)),
             Self::MlpPreLinear => config.mlp.gated,
             _ => true,

@@ -1,0 +1,114 @@
+//! The command line: one file a command, each from arguments to settings to one library call to rendering.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::base::{DeviceChoice, Error, Result};
+
+mod info;
+mod open;
+mod progress;
+mod render;
+mod run;
+
+pub use render::Ui;
+
+/// Look inside language models.
+///
+/// Cache what flows through a model, train sparse dictionaries on it, read what every feature means, and clamp
+/// features while the model writes. MODEL is a Hugging Face directory, a hub id (org/name[@revision]) or `demo`,
+/// the model built into this program.
+#[derive(Debug, Parser)]
+#[command(name = "mechinterp", version, max_term_width = 110, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// Where to compute: auto, cpu, cuda[:N] or metal. An explicit choice never falls back.
+    #[arg(long, global = true, default_value_t, value_name = "DEVICE")]
+    device: DeviceChoice,
+    /// CPU threads; all cores when absent.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// Results as JSON on stdout.
+    #[arg(long, global = true)]
+    json: bool,
+    /// More detail on stderr; twice for even more.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// No progress bars and no warnings.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Architecture, size, and every hook point with its shape.
+    Info(info::Args),
+    /// Next-token table for prompts; any hook points to a safetensors file.
+    Run(run::Args),
+}
+
+/// How a command ended when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did what was asked.
+    Done,
+    /// It did what was asked, and the answer is "no".
+    No,
+}
+
+/// Parses `args` and runs the command. Exit codes: 0 done, 1 the answer is "no", 2 error.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version arrive here as well; clap knows which stream each belongs to.
+            return if error.print().is_ok() && !error.use_stderr() { ExitCode::SUCCESS } else { ExitCode::from(2) };
+        }
+    };
+    let ui = Ui::new(cli.common.json, cli.common.quiet, cli.common.verbose);
+    match prepare(&cli.common).and_then(|()| dispatch(cli.command, &cli.common, &ui)) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::No) => ExitCode::from(1),
+        Err(error) if render::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui.error(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
+    match command {
+        Command::Info(args) => info::run(args, ui),
+        Command::Run(args) => run::run(args, common, ui),
+    }
+}
+
+/// Process-wide settings, made once before any work.
+fn prepare(common: &Common) -> Result<()> {
+    if common.threads == Some(0) {
+        return Err(Error::flag("--threads", "1 or more", 0, "leave the flag out to use all cores"));
+    }
+    if let Some(threads) = common.threads {
+        // Fails only when a pool exists already, which no code before this point makes.
+        drop(rayon::ThreadPoolBuilder::new().num_threads(threads).build_global());
+    }
+    let level = match common.verbose {
+        0 => "warn",
+        1 => "mechinterp=info,warn",
+        _ => "mechinterp=debug,info",
+    };
+    let filter = tracing_subscriber::EnvFilter::new(if common.quiet { "error" } else { level });
+    drop(tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init());
+    Ok(())
+}

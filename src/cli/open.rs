@@ -1,0 +1,97 @@
+//! Opening what commands name: models, tokenizers, prompts.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+
+use crate::base::artifact::read_json;
+use crate::base::{DeviceChoice, DtypeChoice, Error, Result};
+use crate::data::hub::{ModelFiles, locate_model};
+use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
+use crate::model::{Model, ModelConfig, family};
+
+use super::render::Ui;
+
+/// A model with its tokenizer.
+pub(crate) struct Opened {
+    pub(crate) model: Model,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) files: ModelFiles,
+}
+
+/// The files behind a MODEL argument; `demo` is unpacked once into the user's cache directory.
+pub(crate) fn locate(reference: &str, ui: &Ui) -> Result<ModelFiles> {
+    locate_model(reference, ui.progress())
+}
+
+/// Opens a MODEL argument.
+pub(crate) fn open(reference: &str, dtype: DtypeChoice, device: DeviceChoice, ui: &Ui) -> Result<Opened> {
+    let files = locate(reference, ui)?;
+    open_files(files, dtype, device)
+}
+
+/// Opens files that were located before.
+pub(crate) fn open_files(files: ModelFiles, dtype: DtypeChoice, device: DeviceChoice) -> Result<Opened> {
+    let device = device.open()?;
+    let model = Model::open(&files.config, &files.weights, DType::from(dtype), &device)?;
+    let tokenizer = tokenizer(&files, model.config())?;
+    Ok(Opened { model, tokenizer, files })
+}
+
+/// The configuration alone, without touching weights.
+pub(crate) fn config(files: &ModelFiles) -> Result<ModelConfig> {
+    let json = read_json("model configuration", &files.config)?;
+    Ok(family::parse(&json, &files.config)?.0)
+}
+
+/// The tokenizer of located files.
+pub(crate) fn tokenizer(files: &ModelFiles, config: &ModelConfig) -> Result<Tokenizer> {
+    let fallback = SpecialIds { bos: config.bos_token_id, eos: config.eos_token_ids.first().copied() };
+    Tokenizer::load(&files.tokenizer, files.tokenizer_config.as_deref(), fallback)
+}
+
+/// The tokens of a prompt, checked against the context.
+pub(crate) fn encode_prompt(opened: &Opened, prompt: &str, bos: BosPolicy) -> Result<Vec<u32>> {
+    let tokens = opened.tokenizer.encode(prompt, bos)?;
+    check_length(&tokens, opened.model.config())?;
+    Ok(tokens)
+}
+
+/// Checks that a sequence is neither empty nor longer than the model's context.
+pub(crate) fn check_length(tokens: &[u32], config: &ModelConfig) -> Result<()> {
+    if tokens.is_empty() {
+        return Err(Error::flag("--prompt", "at least one token", "none", "write some text, or drop --no-bos"));
+    }
+    if tokens.len() > config.context_length {
+        return Err(Error::Mismatch {
+            what: "prompt and model",
+            left: format!("{} tokens", tokens.len()),
+            right: format!("a context of {} tokens", config.context_length),
+            remedy: "shorten the prompt".into(),
+        });
+    }
+    Ok(())
+}
+
+/// Where files are kept that can be made again: `$XDG_CACHE_HOME` or `~/.cache`, else the temporary directory.
+pub(crate) fn cache_dir() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
+    base.unwrap_or_else(std::env::temp_dir).join("mechinterp")
+}
+
+/// Checks early that a file can be written, before the expensive part.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if parent.is_dir() && !path.is_dir() {
+        return Ok(());
+    }
+    let (expected, found) =
+        if path.is_dir() { ("a file name", "a directory") } else { ("an existing directory", "none") };
+    Err(Error::Missing {
+        what: "output directory",
+        path: path.into(),
+        expected: format!("{expected}, found {found}"),
+        remedy: "make the directory, or choose another --out".into(),
+    })
+}

@@ -1,0 +1,186 @@
+//! The files of a model in one directory: which there must be, and what a half-downloaded directory looks like.
+
+use std::path::{Path, PathBuf};
+
+use super::hub::ModelFiles;
+use crate::base::artifact::read_json;
+use crate::base::{Error, Result};
+
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(super) const WEIGHTS: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+const PARTIAL_SUFFIXES: [&str; 4] = [".incomplete", ".part", ".crdownload", ".aria2"];
+
+/// The files of the model in `dir`, each present and not empty. `reference` is what the user calls it.
+///
+/// # Errors
+/// `Missing` for an absent file, `Malformed` for an empty or half-downloaded one and for a broken index.
+pub(super) fn in_directory(reference: &str, dir: &Path) -> Result<ModelFiles> {
+    refuse_partial_downloads(dir)?;
+    let required = |name: &str| present(dir, name)?.ok_or_else(|| missing(dir, name));
+    let config = required(CONFIG)?;
+    let weights = match present(dir, INDEX)? {
+        Some(index) => shards_of(&index)?.iter().map(|shard| required(shard)).collect::<Result<Vec<_>>>()?,
+        None => vec![required(WEIGHTS)?],
+    };
+    Ok(ModelFiles {
+        dir_or_name: reference.into(),
+        config,
+        tokenizer: required(TOKENIZER)?,
+        tokenizer_config: present(dir, TOKENIZER_CONFIG)?,
+        generation_config: present(dir, "generation_config.json")?,
+        weights,
+    })
+}
+
+/// The distinct shard names in an index file, sorted.
+///
+/// # Errors
+/// `Malformed` when the index is no JSON with a `weight_map`, or names a file outside its directory.
+pub(super) fn shards_of(index: &Path) -> Result<Vec<String>> {
+    let json: serde_json::Value = read_json("index of the model weights", index)?;
+    let bad = |found: String| {
+        let expected = "a 'weight_map' from tensor names to file names beside the index";
+        Error::malformed("index of the model weights", index, expected, found, "download the model again")
+    };
+    let map = json.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| bad("no 'weight_map'".into()))?;
+    let mut names = Vec::new();
+    for (tensor, file) in map {
+        let file = file.as_str().ok_or_else(|| bad(format!("'{tensor}' without a file name")))?;
+        if Path::new(file).file_name() != Some(file.as_ref()) {
+            return Err(bad(format!("'{file}' for '{tensor}'")));
+        }
+        names.push(file.to_owned());
+    }
+    names.sort();
+    names.dedup();
+    if names.is_empty() {
+        return Err(bad("an empty 'weight_map'".into()));
+    }
+    Ok(names)
+}
+
+fn present(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let path = dir.join(name);
+    match std::fs::metadata(&path) {
+        Ok(meta) if meta.is_file() && meta.len() == 0 => Err(Error::malformed(
+            "model file",
+            &path,
+            "a whole file",
+            "an empty file, as a download that never began leaves it",
+            "remove it and download the model again",
+        )),
+        Ok(meta) if meta.is_file() => Ok(Some(path)),
+        _ => Ok(None),
+    }
+}
+
+fn missing(dir: &Path, name: &str) -> Error {
+    let (what, mut remedy) = match name {
+        CONFIG => ("model configuration", "give the directory that holds config.json, tokenizer.json and the weights"),
+        TOKENIZER => {
+            ("tokenizer", "copy tokenizer.json of the model there; slow tokenizers (vocab.txt, *.model) are not read")
+        }
+        _ => ("model weights", "download the missing file, or the whole model again"),
+    };
+    if name == WEIGHTS && (dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists())
+    {
+        remedy = "the directory has pytorch_model.bin; only safetensors weights are read, so convert it first";
+    }
+    if has_partial(&dir.join(".cache/huggingface/download")).is_some() {
+        remedy = "an 'hf download' into this directory was cut off: run it again, it goes on where it stopped";
+    }
+    Error::Missing {
+        what,
+        path: dir.join(name),
+        expected: format!("{name} in the model directory"),
+        remedy: remedy.into(),
+    }
+}
+
+fn refuse_partial_downloads(dir: &Path) -> Result<()> {
+    match has_partial(dir) {
+        None => Ok(()),
+        Some(path) => Err(Error::malformed(
+            "model directory",
+            path,
+            "only whole files",
+            "the rest of a cut-off download",
+            "finish the download, or remove that file if the model is whole",
+        )),
+    }
+}
+
+fn has_partial(dir: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(dir).ok()?;
+    entries.flatten().map(|entry| entry.path()).find(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        PARTIAL_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, contents) in files {
+            std::fs::write(dir.path().join(name), contents).unwrap();
+        }
+        dir
+    }
+
+    const INDEX_OF_TWO: &str = r#"{"weight_map": {"a": "b.safetensors", "c": "a.safetensors", "d": "b.safetensors"}}"#;
+
+    #[test]
+    fn a_whole_directory_lists_its_shards_in_order() {
+        let dir = model(&[
+            (CONFIG, "{}"),
+            (TOKENIZER, "{}"),
+            (INDEX, INDEX_OF_TWO),
+            ("a.safetensors", "x"),
+            ("b.safetensors", "x"),
+        ]);
+        let files = in_directory("m", dir.path()).unwrap();
+        assert_eq!(files.weights, [dir.path().join("a.safetensors"), dir.path().join("b.safetensors")]);
+        assert_eq!(files.tokenizer_config, None);
+    }
+
+    #[test]
+    fn an_incomplete_directory_names_what_is_missing() {
+        let cases: [(&[(&str, &str)], &str); 7] = [
+            (&[(TOKENIZER, "{}"), (WEIGHTS, "x")], "config.json"),
+            (&[(CONFIG, "{}"), (WEIGHTS, "x")], "tokenizer.json"),
+            (&[(CONFIG, "{}"), (TOKENIZER, "{}")], "model.safetensors"),
+            (&[(CONFIG, "{}"), (TOKENIZER, "{}"), ("pytorch_model.bin", "x")], "convert"),
+            (&[(CONFIG, "{}"), (TOKENIZER, "{}"), (INDEX, INDEX_OF_TWO), ("a.safetensors", "x")], "b.safetensors"),
+            (&[(CONFIG, "{}"), (TOKENIZER, "{}"), (WEIGHTS, "")], "empty file"),
+            (
+                &[(CONFIG, "{}"), (TOKENIZER, "{}"), (WEIGHTS, "x"), ("model.safetensors.incomplete", "x")],
+                "cut-off download",
+            ),
+        ];
+        for (files, expected) in cases {
+            let error = in_directory("m", model(files).path()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_index_that_leaves_its_directory_is_refused() {
+        for bad in [
+            r#"{"weight_map": {"a": "../x.safetensors"}}"#,
+            r#"{"weight_map": {}}"#,
+            "{}",
+            "[",
+            r#"{"weight_map": {"a": 3}}"#,
+        ] {
+            let dir = model(&[(CONFIG, "{}"), (TOKENIZER, "{}"), (INDEX, bad)]);
+            assert!(matches!(in_directory("m", dir.path()), Err(Error::Malformed { .. })), "{bad}");
+        }
+    }
+}
