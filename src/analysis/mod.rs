@@ -1,12 +1,26 @@
 //! What the features of a dictionary mean and do: top examples, statistics, the tokens they write, evaluation, and
 //! steering. Everything here returns data; the command line renders it.
 
+pub mod eval;
 pub mod feature;
 mod placement;
 pub mod sequences;
+pub mod steer;
 
 pub use placement::Placement;
 pub use sequences::{SequenceBatch, SequenceSource};
+pub use steer::{FeatureEdit, FeatureOp, SteerSettings, steer};
+
+use crate::base::{Error, Progress, Result};
+
+/// Ends the phase with `Interrupted` when the user asked to stop work that leaves nothing behind.
+fn stop_if_cancelled(progress: &dyn Progress) -> Result<()> {
+    if !progress.cancelled() {
+        return Ok(());
+    }
+    progress.end();
+    Err(Error::Interrupted { kept: "nothing was written".into(), resume: "run the same command again".into() })
+}
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -33,9 +47,7 @@ pub(crate) mod tests {
             Architecture::TopK { k, rescale_acts_by_decoder_norm } => {
                 Activation::top_k(k, rescale_acts_by_decoder_norm.then_some(w_dec.as_slice()), d)
             }
-            Architecture::JumpRelu => {
-                Activation::jump_relu(numbers(f, "threshold").iter().map(|t| t.abs()).collect())
-            }
+            Architecture::JumpRelu => Activation::jump_relu(numbers(f, "threshold").iter().map(|t| t.abs()).collect()),
         };
         let mut config = DictionaryConfig::new(architecture, d, f);
         config.metadata.hook_name = Some(hook.into());

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::stats::{Example, FeatureStats, Firings, Summary, Window, strongest_apart};
 use crate::analysis::sequences::{SequenceBatch, SequenceSource, batches, check_width};
+use crate::analysis::stop_if_cancelled;
 use crate::base::progress::Unit;
-use crate::base::{Error, Progress, Result};
+use crate::base::{Progress, Result};
 use crate::dictionary::codes::ByFeature;
 use crate::dictionary::{Dictionary, SparseCodes};
 
@@ -68,13 +69,7 @@ impl FeatureIndex {
         progress.begin("features", total, Unit::Tokens);
         let mut batch = SequenceBatch::default();
         for range in ranges {
-            if progress.cancelled() {
-                progress.end();
-                return Err(Error::Interrupted {
-                    kept: "nothing was written".into(),
-                    resume: "run the same command again".into(),
-                });
-            }
+            stop_if_cancelled(progress)?;
             source.read(range, true, &mut batch)?;
             let (rows, places) = batch.kept_rows(source.width());
             index.add(&batch, &places, &dictionary.encode(&rows)?);

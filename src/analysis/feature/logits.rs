@@ -7,9 +7,9 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::Placement;
+use crate::analysis::{Placement, stop_if_cancelled};
 use crate::base::progress::Unit;
-use crate::base::{Context, Error, Progress, Result};
+use crate::base::{Context, Progress, Result};
 use crate::dictionary::Dictionary;
 use crate::model::Model;
 use crate::ops::{Matrix, gemm};
@@ -64,13 +64,7 @@ pub fn logit_effects(
         let d = dictionary.d_out();
         let decoder = dictionary.w_dec.chunks(TILE_FEATURES * d);
         for (decoder, effects) in decoder.zip(effects.chunks_mut(TILE_FEATURES)) {
-            if progress.cancelled() {
-                progress.end();
-                return Err(Error::Interrupted {
-                    kept: "nothing was written".into(),
-                    resume: "run the same command again".into(),
-                });
-            }
+            stop_if_cancelled(progress)?;
             tile.merge(decoder, d, n, effects)?;
         }
         progress.advance(tokens as u64);

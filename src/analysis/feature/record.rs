@@ -240,9 +240,11 @@ impl IndexFile {
             offset += read as u64;
         }
         if summaries.len() != header.d_sae {
-            return Err(broken(&path, summaries.len(), format!("the end of the file, {} features short", {
-                header.d_sae.saturating_sub(summaries.len())
-            })));
+            return Err(broken(
+                &path,
+                summaries.len(),
+                format!("the end of the file, {} features short", { header.d_sae.saturating_sub(summaries.len()) }),
+            ));
         }
         Ok(Self { header, path, summaries, offsets })
     }
