@@ -102,7 +102,8 @@ impl LanguageSums {
 
 /// The share of the way from `worst` to `best` that `value` reaches; 0 where zeroing the hook changes nothing.
 fn score(worst: f64, value: f64, best: f64) -> f64 {
-    if worst == best { 0.0 } else { (worst - value) / (worst - best) }
+    let way = worst - best;
+    if way.abs() < f64::MIN_POSITIVE { 0.0 } else { (worst - value) / way }
 }
 
 fn row(logits: &[f32], i: usize, v: usize) -> &[f32] {
@@ -177,7 +178,9 @@ impl Passes<'_> {
             })
             .collect();
         let mut sums = LanguageSums::default();
-        parts.iter().for_each(|part| sums.add(part));
+        for part in &parts {
+            sums.add(part);
+        }
         if sums.kl_sae.is_finite() && sums.kl_zero.is_finite() && sums.ce_clean.is_finite() {
             return Ok(sums);
         }

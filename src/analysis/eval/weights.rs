@@ -79,7 +79,9 @@ fn normalise(matrix: &mut [f32], d: usize) -> Vec<f32> {
         .map(|row| {
             let norm = squared_norm(row).sqrt();
             if norm > 0.0 {
-                row.iter_mut().for_each(|w| *w /= norm);
+                for w in row.iter_mut() {
+                    *w /= norm;
+                }
             }
             norm
         })

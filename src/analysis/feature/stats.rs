@@ -148,9 +148,9 @@ impl FeatureStats {
     /// Puts an admitted example in its place and drops the weakest when there are more than `k`.
     pub fn insert(&mut self, example: Example, k: usize) {
         let key = |e: &Example| (e.sequence, e.position);
-        let place = self.examples.partition_point(|kept| {
-            kept.value > example.value || (kept.value == example.value && key(kept) < key(&example))
-        });
+        let place = self
+            .examples
+            .partition_point(|kept| kept.value.total_cmp(&example.value).then(key(&example).cmp(&key(kept))).is_gt());
         self.examples.insert(place, example);
         self.examples.truncate(k);
     }
@@ -191,12 +191,16 @@ mod tests {
         let values: Vec<f32> = (1..500u32).map(|i| (i * 7919 % 500) as f32 * 0.013 + 1e-4).collect();
         for values in [values.clone(), values.iter().rev().copied().collect(), values[..3].to_vec()] {
             let mut histogram = Histogram::default();
-            values.iter().for_each(|&v| histogram.add(v));
+            for &value in &values {
+                histogram.add(value);
+            }
             let max = values.iter().fold(0f32, |m, v| m.max(*v));
             let range = histogram.bin_width() * BINS as f64;
             assert!(f64::from(max) < range && f64::from(max) >= range / 2.0);
             let mut direct = vec![0u64; BINS];
-            values.iter().for_each(|v| direct[(f64::from(*v) / (range / BINS as f64)) as usize] += 1);
+            for value in &values {
+                direct[(f64::from(*value) / (range / BINS as f64)) as usize] += 1;
+            }
             let used = histogram.counts().len();
             assert_eq!(histogram.counts(), &direct[..used]);
             assert_eq!(histogram.counts().iter().sum::<u64>(), values.len() as u64);
