@@ -1,6 +1,7 @@
 //! Memory-mapped safetensors files: header checked at opening, tensors read from the page cache when asked for.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -86,6 +87,14 @@ impl Mapped {
     /// # Errors
     /// As [`Mapped::with`]; also `Malformed` when dtype or shape differ from `dtype` and `shape`.
     pub fn bytes(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&[u8]> {
+        Ok(self.at(self.locate(name, dtype, shape)?))
+    }
+
+    /// Where in the file the bytes of tensor `name` are, for callers that read it many times with [`Mapped::at`].
+    ///
+    /// # Errors
+    /// As [`Mapped::bytes`].
+    pub fn locate(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<Range<usize>> {
         let view = self.view()?;
         let tensor = view.tensor(name).map_err(|_| self.absent(name))?;
         if tensor.dtype() != dtype || tensor.shape() != shape {
@@ -99,7 +108,17 @@ impl Mapped {
         }
         let data = tensor.data();
         let start = data.as_ptr() as usize - self.map.as_ptr() as usize;
-        Ok(&self.map[start..start + data.len()])
+        Ok(start..start + data.len())
+    }
+
+    /// The bytes at a place that [`Mapped::locate`] gave, or at a part of one; nothing outside the file.
+    pub fn at(&self, range: Range<usize>) -> &[u8] {
+        self.map.get(range).unwrap_or_default()
+    }
+
+    /// Bytes in the file.
+    pub fn file_len(&self) -> u64 {
+        self.map.len() as u64
     }
 
     /// Tensor `name` copied to `device` as `dtype`.
