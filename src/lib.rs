@@ -22,6 +22,7 @@
 //! Layers, each using only those before it: [`base`], [`ops`], [`data`](store), [`model`], [`store`], [`dictionary`].
 #![cfg_attr(test, allow(clippy::float_cmp, reason = "tests compare exactly reproducible numbers"))]
 
+pub mod analysis;
 pub mod base;
 pub mod cli;
 pub mod data;

@@ -1,0 +1,62 @@
+//! What the features of a dictionary mean and do: top examples, statistics, the tokens they write, evaluation, and
+//! steering. Everything here returns data; the command line renders it.
+
+pub mod eval;
+pub mod feature;
+mod placement;
+pub mod sequences;
+pub mod steer;
+
+pub use placement::Placement;
+pub use sequences::{SequenceBatch, SequenceSource};
+pub use steer::{FeatureEdit, FeatureOp, SteerSettings, steer};
+
+use crate::base::{Error, Progress, Result};
+
+/// Ends the phase with `Interrupted` when the user asked to stop work that leaves nothing behind.
+fn stop_if_cancelled(progress: &dyn Progress) -> Result<()> {
+    if !progress.cancelled() {
+        return Ok(());
+    }
+    progress.end();
+    Err(Error::Interrupted { kept: "nothing was written".into(), resume: "run the same command again".into() })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::{Path, PathBuf};
+
+    use candle_core::{DType, Device};
+
+    use crate::dictionary::{Activation, Architecture, Dictionary, DictionaryConfig};
+    use crate::model::Model;
+    use crate::ops::gemm::tests::numbers;
+
+    /// A tiny golden checkpoint.
+    pub(crate) fn open(name: &str) -> Model {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name);
+        let weights: Vec<PathBuf> = vec![dir.join("model.safetensors")];
+        Model::open(&dir.join("config.json"), &weights, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    /// A random dictionary of `architecture` at `hook`.
+    pub(crate) fn dictionary_with(architecture: Architecture, hook: &str, d: usize, f: usize) -> Dictionary {
+        let w_dec = numbers(f * d, "w_dec");
+        let activation = match architecture {
+            Architecture::Relu => Activation::relu(),
+            Architecture::TopK { k, rescale_acts_by_decoder_norm } => {
+                Activation::top_k(k, rescale_acts_by_decoder_norm.then_some(w_dec.as_slice()), d)
+            }
+            Architecture::JumpRelu => Activation::jump_relu(numbers(f, "threshold").iter().map(|t| t.abs()).collect()),
+        };
+        let mut config = DictionaryConfig::new(architecture, d, f);
+        config.metadata.hook_name = Some(hook.into());
+        let bias = |name| numbers(if name == "b_enc" { f } else { d }, name);
+        Dictionary::new(config, numbers(d * f, "w_enc"), bias("b_enc"), w_dec, bias("b_dec"), activation).unwrap()
+    }
+
+    /// A random ReLU dictionary at `hook`.
+    pub(crate) fn dictionary_at(hook: &str, d: usize, f: usize) -> Dictionary {
+        dictionary_with(Architecture::Relu, hook, d, f)
+    }
+}

@@ -1,0 +1,96 @@
+//! Where in a model a dictionary sits.
+
+use crate::base::{Error, Result};
+use crate::dictionary::Dictionary;
+use crate::model::hook::Axes;
+use crate::model::{Edit, EditOp, HookPoint, ModelConfig, Site};
+
+/// A hook point, and one of its heads where the dictionary encodes a single head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// The point that the dictionary reads and writes.
+    pub point: HookPoint,
+    /// `metadata.hook_head_index`.
+    pub head: Option<usize>,
+}
+
+impl Placement {
+    /// Resolves `metadata.hook_name` of `dictionary` in a model and compares the widths.
+    ///
+    /// # Errors
+    /// `Unsupported` for a dictionary that names no hook or writes to another one than it reads; `Unknown` when the
+    /// model lacks the hook; `Mismatch` when the widths differ.
+    pub fn of(dictionary: &Dictionary, config: &ModelConfig) -> Result<Self> {
+        let metadata = &dictionary.config.metadata;
+        let Some(name) = &metadata.hook_name else {
+            return Err(Error::Unsupported {
+                what: "using this dictionary with a model".into(),
+                why: "its cfg.json names no hook point".into(),
+                remedy: "set metadata.hook_name in cfg.json".into(),
+            });
+        };
+        let out = metadata.extra.get("hook_name_out").and_then(serde_json::Value::as_str);
+        if let Some(out) = out.filter(|out| out != name) {
+            return Err(Error::Unsupported {
+                what: format!("a transcoder from {name} to {out}"),
+                why: "evaluation and steering replace values at the point that the dictionary reads".into(),
+                remedy: "use an autoencoder".into(),
+            });
+        }
+        let placement = Self { point: HookPoint::resolve(name, config)?, head: metadata.hook_head_index };
+        let width = placement.width(config);
+        if width == Some(dictionary.d_in()) && width == Some(dictionary.d_out()) {
+            return Ok(placement);
+        }
+        Err(Error::Mismatch {
+            what: "dictionary and model widths",
+            left: format!("{dictionary} has d_in {} and d_out {}", dictionary.d_in(), dictionary.d_out()),
+            right: match width {
+                Some(width) => format!("{placement} of the model has width {width}"),
+                None => format!("{placement} of the model has no fixed width"),
+            },
+            remedy: "use a dictionary that was trained on this hook of this model".into(),
+        })
+    }
+
+    /// An edit here.
+    pub fn edit(self, op: EditOp) -> Edit {
+        Edit { head: self.head, ..Edit::new(self.point, op) }
+    }
+
+    /// Whether what is added here is added to the residual stream as it is, so that `W_dec W_U` means something.
+    pub fn writes_to_residual_stream(self) -> bool {
+        matches!(
+            self.point.site,
+            Site::Embed
+                | Site::PosEmbed
+                | Site::ResidPre
+                | Site::ResidMid
+                | Site::ResidPost
+                | Site::AttnOut
+                | Site::AttnAdded
+                | Site::MlpHookOut
+                | Site::MlpOut
+                | Site::MlpAdded
+        )
+    }
+
+    fn width(self, config: &ModelConfig) -> Option<usize> {
+        let full = self.point.site.width(config)?;
+        let heads = match self.point.site.axes() {
+            Axes::QueryHeads | Axes::HeadResidual => config.n_heads,
+            Axes::KeyHeads => config.n_key_value_heads,
+            _ => return Some(full),
+        };
+        Some(if self.head.is_some() { full / heads.max(1) } else { full })
+    }
+}
+
+impl std::fmt::Display for Placement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.head {
+            Some(head) => write!(f, "head {head} of {}", self.point),
+            None => self.point.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,191 @@
+use super::*;
+use crate::analysis::tests::{dictionary_at, dictionary_with, open};
+use crate::base::Silent;
+use crate::ops::gemm::tests::numbers;
+
+const HOOK: &str = "blocks.0.hook_resid_post";
+const ARCHITECTURES: [Architecture; 4] = [
+    Architecture::Relu,
+    Architecture::JumpRelu,
+    Architecture::TopK { k: 5, rescale_acts_by_decoder_norm: false },
+    Architecture::TopK { k: 5, rescale_acts_by_decoder_norm: true },
+];
+
+fn edit(feature: u32, op: FeatureOp) -> FeatureEdit {
+    FeatureEdit { feature, op }
+}
+
+fn rewritten(dictionary: &Arc<Dictionary>, edits: &[FeatureEdit], x: &[f32], max_norm: Option<f64>) -> Vec<f32> {
+    let d = dictionary.d_in();
+    let x = Tensor::from_slice(x, (x.len() / d, d), &Device::Cpu).unwrap();
+    let rewrite = FeatureRewrite::new(dictionary, edits, &Device::Cpu).unwrap().max_norm(max_norm);
+    rewrite.rewrite(&x).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Activation of `feature` on every row, from the whole code.
+fn encoded(dictionary: &Dictionary, x: &[f32], feature: u32) -> Vec<f32> {
+    let codes = dictionary.encode(x).unwrap();
+    let value = |row: usize| {
+        let (features, values) = codes.row(row);
+        features.iter().position(|f| *f == feature).map_or(0.0, |p| values[p])
+    };
+    (0..codes.rows()).map(value).collect()
+}
+
+fn assert_near(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len());
+    let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    assert!(worst < 2e-5, "{what}: off by {worst}");
+}
+
+#[test]
+fn operations_move_the_state_by_the_change_of_activation_along_the_decoder_row() {
+    for architecture in ARCHITECTURES {
+        for centered in [true, false] {
+            let mut dictionary = dictionary_with(architecture, HOOK, 13, 40);
+            dictionary.config.apply_b_dec_to_input = centered;
+            let dictionary = Arc::new(dictionary);
+            let x = numbers(30 * 13, "x");
+            let decoded = |feature: u32, amount: &dyn Fn(usize) -> f32| -> Vec<f32> {
+                let row = dictionary.decoder_row(feature).unwrap();
+                let norm = activation_per_row(&dictionary, row);
+                x.iter().enumerate().map(|(i, x)| x + amount(i / 13) / norm * row[i % 13]).collect()
+            };
+            let mut active = 0;
+            for feature in 0..40 {
+                let f = encoded(&dictionary, &x, feature);
+                active += f.iter().filter(|f| **f > 0.0).count();
+                let norm = activation_per_row(&dictionary, dictionary.decoder_row(feature).unwrap());
+                let check = |op, amount: &dyn Fn(usize) -> f32| {
+                    let found = rewritten(&dictionary, &[edit(feature, op)], &x, None);
+                    assert_near(&found, &decoded(feature, amount), &format!("{architecture:?} {op:?}"));
+                };
+                check(FeatureOp::Clamp(2.5), &|row| 2.5 - f[row]);
+                check(FeatureOp::Scale(3.0), &|row| 2.0 * f[row]);
+                check(FeatureOp::Ablate, &|row| -f[row]);
+                check(FeatureOp::Add(1.5), &|_| 1.5 * norm);
+            }
+            assert!(active > 50 && active < 30 * 40);
+        }
+    }
+}
+
+#[test]
+fn edits_that_ask_for_the_present_activation_change_nothing() {
+    for architecture in ARCHITECTURES {
+        let dictionary = Arc::new(dictionary_with(architecture, HOOK, 13, 40));
+        let x = numbers(13, "one row");
+        for feature in 0..40 {
+            let f = encoded(&dictionary, &x, feature)[0];
+            assert_eq!(rewritten(&dictionary, &[edit(feature, FeatureOp::Scale(1.0))], &x, None), x);
+            assert_near(&rewritten(&dictionary, &[edit(feature, FeatureOp::Clamp(f))], &x, None), &x, "clamp");
+            let ablated = rewritten(&dictionary, &[edit(feature, FeatureOp::Ablate)], &x, None);
+            assert_eq!(ablated == x, f == 0.0, "{architecture:?}: ablation changes exactly the active features");
+        }
+    }
+}
+
+#[test]
+fn several_edits_add_up_and_those_of_one_feature_follow_each_other() {
+    let dictionary = Arc::new(dictionary_at(HOOK, 13, 40));
+    let x = numbers(8 * 13, "x");
+    let (a, b) = (edit(3, FeatureOp::Clamp(4.0)), edit(7, FeatureOp::Scale(-1.0)));
+    let both = rewritten(&dictionary, &[a, b], &x, None);
+    let (first, second) = (rewritten(&dictionary, &[a], &x, None), rewritten(&dictionary, &[b], &x, None));
+    let sum: Vec<f32> = x.iter().zip(first.iter().zip(&second)).map(|(x, (a, b))| a + b - x).collect();
+    assert_near(&both, &sum, "two features");
+    let twice = [edit(3, FeatureOp::Clamp(4.0)), edit(3, FeatureOp::Scale(0.5)), edit(3, FeatureOp::Add(1.0))];
+    let once = rewritten(&dictionary, &[edit(3, FeatureOp::Clamp(3.0))], &x, None);
+    assert_near(&rewritten(&dictionary, &twice, &x, None), &once, "one feature");
+}
+
+#[test]
+fn rows_above_the_norm_limit_stay() {
+    let dictionary = Arc::new(dictionary_at(HOOK, 13, 40));
+    let mut x = numbers(2 * 13, "x");
+    x[..13].iter_mut().for_each(|x| *x *= 1000.0);
+    let found = rewritten(&dictionary, &[edit(3, FeatureOp::Clamp(4.0))], &x, Some(50.0));
+    assert_eq!(found[..13], x[..13]);
+    assert_ne!(found[13..], x[13..]);
+}
+
+fn settings(positions: SteerPositions) -> SteerSettings {
+    let generate = GenerateSettings { max_new_tokens: 12, temperature: 0.0, top_p: None, seed: 0, stop_tokens: vec![] };
+    SteerSettings { positions, max_norm: None, generate, top_changes: 5 }
+}
+
+/// Greedy generation without a cache.
+fn recompute(model: &Model, prompt: &[u32], plan: &HookPlan, n: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..n {
+        let run = model.forward(&model.tokens(&[&tokens]).unwrap(), &plan.clone().with_logits()).unwrap();
+        let last = run.logits().unwrap().get(0).unwrap().get(tokens.len() - 1).unwrap();
+        tokens.push(last.argmax(0).unwrap().to_scalar::<u32>().unwrap());
+    }
+    tokens.split_off(prompt.len())
+}
+
+#[test]
+fn cached_steering_equals_recomputation_and_differs_from_no_steering() {
+    let prompt = [7u32, 21, 9, 33, 14];
+    for name in ["llama", "gpt2"] {
+        let model = open(name);
+        let config = model.config();
+        let (d, d_mlp) = (config.d_model, config.mlp.d_mlp);
+        let places =
+            [(HOOK, d), ("blocks.1.mlp.hook_post", d_mlp), ("blocks.1.attn.hook_z", config.n_heads * config.d_head)];
+        for (hook, width) in places {
+            for architecture in ARCHITECTURES {
+                let dictionary = Arc::new(dictionary_with(architecture, hook, width, 60));
+                let edits =
+                    [edit(5, FeatureOp::Clamp(30.0)), edit(9, FeatureOp::Add(-20.0)), edit(2, FeatureOp::Ablate)];
+                for positions in [SteerPositions::All, SteerPositions::Generated] {
+                    let settings = settings(positions);
+                    let result = steer(&model, &dictionary, &prompt, &edits, &settings, &Silent).unwrap();
+                    let plan = steering_plan(&model, &dictionary, &edits, prompt.len(), &settings).unwrap();
+                    let what = format!("{name} {hook} {architecture:?} {positions:?}");
+                    assert_eq!(result.steered, recompute(&model, &prompt, &plan, 12), "{what}");
+                    assert_eq!(result.unsteered, recompute(&model, &prompt, &HookPlan::new(), 12), "{what}");
+                    let same_first = result.steered[0] == result.unsteered[0];
+                    assert!(positions == SteerPositions::All || same_first, "{what}: the prompt is not steered");
+                    assert!(!result.gained.is_empty() && !result.lost.is_empty(), "{what}");
+                    assert_eq!(result.activations.len(), result.compared.len());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn probability_changes_are_those_of_the_first_steered_position() {
+    let (model, dictionary) = (open("llama"), Arc::new(dictionary_at(HOOK, 24, 60)));
+    let prompt = [7u32, 21, 9, 33, 14];
+    let edits = [edit(5, FeatureOp::Clamp(30.0))];
+    let result = steer(&model, &dictionary, &prompt, &edits, &settings(SteerPositions::All), &Silent).unwrap();
+    assert_eq!(result.compared, prompt);
+    let best = result.gained[0];
+    assert!(best.after > best.before && result.lost[0].after < result.lost[0].before && result.gained.len() == 5);
+    let rises: Vec<f32> = result.gained.iter().map(|c| c.after - c.before).collect();
+    assert!(rises.is_sorted_by(|a, b| a >= b));
+    let nothing = [edit(5, FeatureOp::Scale(1.0))];
+    let result = steer(&model, &dictionary, &prompt, &nothing, &settings(SteerPositions::All), &Silent).unwrap();
+    assert!(result.gained.is_empty() && result.lost.is_empty() && result.steered == result.unsteered);
+    let result = steer(&model, &dictionary, &prompt, &edits, &settings(SteerPositions::Generated), &Silent).unwrap();
+    assert_eq!(result.compared[..5], prompt);
+    assert_eq!(result.compared[5..], result.unsteered[..1]);
+}
+
+#[test]
+fn wrong_features_strengths_and_widths_are_errors() {
+    let model = open("llama");
+    let run = |dictionary: &Arc<Dictionary>, edits: &[FeatureEdit]| {
+        steer(&model, dictionary, &[1, 2], edits, &settings(SteerPositions::All), &Silent).unwrap_err().to_string()
+    };
+    let dictionary = Arc::new(dictionary_at(HOOK, 24, 60));
+    assert!(run(&dictionary, &[edit(60, FeatureOp::Ablate)]).contains("0 to 59"));
+    assert!(run(&dictionary, &[edit(1, FeatureOp::Clamp(f32::NAN))]).contains("NaN"));
+    assert!(run(&dictionary, &[]).contains("--feature"));
+    let narrow = run(&Arc::new(dictionary_at(HOOK, 23, 60)), &[edit(1, FeatureOp::Ablate)]);
+    assert!(narrow.contains("d_in 23") && narrow.contains("width 24"), "{narrow}");
+    assert!(run(&Arc::new(dictionary_at("blocks.9.hook_resid_post", 24, 60)), &[]).contains("unknown hook point"));
+}
