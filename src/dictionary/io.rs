@@ -422,4 +422,33 @@ mod tests {
         write_tensors(&path, &tensors(&[0.0; 6])).unwrap();
         assert!(read(dir.path()).is_ok());
     }
+
+    /// Leaves directories for `tests/saelens_check.py` where `MECHINTERP_SAELENS_CHECK` points, one an architecture.
+    #[test]
+    fn saelens_is_given_what_it_needs_to_check_us() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = std::env::var_os("MECHINTERP_SAELENS_CHECK").map_or(tmp.path().into(), std::path::PathBuf::from);
+        let top_k = |rescale| Architecture::TopK { k: 7, rescale_acts_by_decoder_norm: rescale };
+        let architectures = [Architecture::Relu, Architecture::JumpRelu, top_k(false), top_k(true)];
+        for (i, architecture) in architectures.into_iter().enumerate() {
+            let dir = root.join(format!("{i}-{}", architecture.name()));
+            std::fs::create_dir_all(&dir).unwrap();
+            let mut dictionary = random(architecture, 48, 160);
+            dictionary.config.metadata.hook_name = Some("blocks.0.hook_resid_post".into());
+            crate::dictionary::scale::fold(&mut dictionary, 0.37);
+            let x = crate::ops::gemm::tests::numbers(64 * 48, "x");
+            let codes = dictionary.encode(&x).unwrap();
+            let decoded = dictionary.decode(&codes).unwrap();
+            let dense = codes.to_dense();
+            assert!(dense.iter().any(|z| *z > 0.0));
+            write(&dir, &dictionary).unwrap();
+            let tensors = [
+                ("x", vec![64, 48], Values::F32(&x)),
+                ("codes", vec![64, 160], Values::F32(&dense)),
+                ("x_hat", vec![64, 48], Values::F32(&decoded)),
+            ];
+            write_tensors(&dir.join("check.safetensors"), &tensors).unwrap();
+            assert_eq!(read(&dir).unwrap(), dictionary);
+        }
+    }
 }

@@ -36,7 +36,9 @@ impl Parameters {
         let mut w_dec: Vec<f32> = (0..f * d).map(|_| random.random_range(-1.0..1.0)).collect();
         for row in w_dec.chunks_exact_mut(d) {
             let factor = norm as f32 / squared_norm(row).sqrt().max(f32::MIN_POSITIVE);
-            row.iter_mut().for_each(|w| *w *= factor);
+            for w in row {
+                *w *= factor;
+            }
         }
         Self { width: d, w_enc: w_dec.clone(), b_enc: vec![0.0; f], w_dec, b_dec }
     }

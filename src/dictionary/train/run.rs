@@ -392,7 +392,9 @@ fn with_batches(
             for _ in 0..batches {
                 let mut batch = emptied.try_recv().unwrap_or_default();
                 let read = source.next_batch(rows, &mut batch).map(|()| {
-                    batch.iter_mut().for_each(|x| *x *= scale);
+                    for x in &mut batch {
+                        *x *= scale;
+                    }
                     batch
                 });
                 let failed = read.is_err();
@@ -434,7 +436,7 @@ impl MetricsLine {
              {tokens_per_second:>9.0}"
         );
         if let (Some(variance), Some(l0)) = (self.heldout_explained_variance, self.heldout_l0) {
-            row.push_str(&format!("   held out: EV {variance:.4}, L0 {l0:.1}"));
+            row += &format!("   held out: EV {variance:.4}, L0 {l0:.1}");
         }
         row
     }

@@ -185,7 +185,9 @@ impl Batch<'_> {
         let x = &self.x[row * d..][..d];
         g.iter_mut().zip(x).for_each(|(g, x)| *g -= x);
         let squared_error = ops::squared_norm(g);
-        g.iter_mut().for_each(|g| *g *= factor);
+        for g in g {
+            *g *= factor;
+        }
         f64::from(squared_error)
     }
 
@@ -309,4 +311,50 @@ impl Batch<'_> {
 /// `0..f` in steps of [`TILE`].
 fn tiles(f: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     (0..f).step_by(TILE).map(move |first| first..(first + TILE).min(f))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::dictionary::train::optimiser;
+    use crate::dictionary::train::parameters::State;
+    use crate::ops::gemm::tests::numbers;
+
+    /// Seconds of a step at the sizes of SmolLM2 with 8 features a dimension, by number of active features:
+    /// `cargo test --release --lib step_time -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn step_time() {
+        let (d, n) = (576, 4096);
+        let x: Vec<f32> = numbers(n * d, "x").iter().map(|x| x * 1.7).collect();
+        for (f, biases) in
+            [(4608, [0.0, -0.05, -0.12, -0.16, -0.21, -0.25]), (16384, [0.0, -0.05, -0.12, -0.16, -0.21, -0.29])]
+        {
+            for bias in biases {
+                let mut state = State::new(Parameters::initial(d, f, 0.1, vec![0.0; d], 1));
+                state.weights.b_enc.fill(bias);
+                for dense_above in [0.0, 1.0] {
+                    let mut workspace = Workspace::new(d, f);
+                    workspace.dense_above = dense_above;
+                    let mut times = Vec::new();
+                    let mut l0 = 0.0;
+                    for _ in 0..4 {
+                        let begun = Instant::now();
+                        l0 = workspace.gradients(&state.weights, &x, 1.0).l0;
+                        optimiser::update(&mut state, &workspace.gradients, 0.0);
+                        times.push(begun.elapsed().as_secs_f64());
+                    }
+                    times.sort_by(f64::total_cmp);
+                    let path = if dense_above < 0.5 { "tiles" } else { "pairs" };
+                    println!("f {f:>6}  L0 {l0:>7.1}  {path}  {:.3} s", times[0]);
+                }
+            }
+            let state = State::new(Parameters::initial(d, f, 0.1, vec![0.0; d], 1));
+            let begun = Instant::now();
+            encode(&state.weights, &x);
+            println!("f {f:>6}  encode half active {:.3} s", begun.elapsed().as_secs_f64());
+        }
+    }
 }

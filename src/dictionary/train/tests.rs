@@ -57,7 +57,9 @@ fn superposition(d: usize, f: usize, n: usize) -> (Vec<f32>, Rows) {
     let mut directions: Vec<f32> = (0..d * f).map(|_| random.random_range(-1.0..1.0)).collect();
     for row in directions.chunks_exact_mut(d) {
         let norm = squared_norm(row).sqrt();
-        row.iter_mut().for_each(|x| *x /= norm);
+        for x in row {
+            *x /= norm;
+        }
     }
     let mut data = vec![0.3; n * d];
     for row in data.chunks_exact_mut(d) {
