@@ -306,3 +306,7 @@ fn device_kind(device: &Device) -> &'static str {
         Device::Metal(_) => "metal",
     }
 }
+
+#[cfg(test)]
+#[path = "collect_tests.rs"]
+mod tests;

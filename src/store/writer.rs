@@ -61,7 +61,12 @@ impl CacheWriter {
         let pending = manifest.settings.hooks.iter().map(|hook| Values::new(hook.dtype)).collect();
         let writer =
             Self { artifact, manifest, filled: 0, tokens: Vec::new(), documents: Vec::new(), pending, warnings };
-        writer.write_manifest()?;
+        // Without a whole shard there is nothing to go on from, so nothing is left that would ask for --resume.
+        if writer.manifest.shards.is_empty() {
+            drop(fs::remove_file(writer.artifact.dir().join(MANIFEST)));
+        } else {
+            writer.write_manifest()?;
+        }
         Ok(writer)
     }
 
