@@ -56,8 +56,8 @@ struct World {
 impl World {
     fn new(documents: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let lines: String =
-            (0..documents).map(|i| format!("{{\"text\": \"document {i}, {}\"}}\n", "la".repeat(i % 9))).collect();
+        let line = |i: usize| format!("{{\"text\": \"document {i}, {}\"}}", "la".repeat(i % 9));
+        let lines = (0..documents).map(line).collect::<Vec<_>>().join("\n");
         let path = dir.path().join("text.jsonl");
         std::fs::write(&path, lines).unwrap();
         let corpus = Corpus::open(&[path], "text").unwrap();
@@ -162,10 +162,12 @@ fn the_number_of_tokens_asked_for_is_rounded_up_to_sequences() {
     assert_eq!((summary.manifest.sequences, summary.manifest.tokens, summary.dropped_tokens), (7, 112, 0));
 }
 
+type Change = fn(&mut CacheJob<'_>);
+
 #[test]
 fn settings_that_make_no_sense_are_refused_before_anything_is_written() {
     let world = World::new(40);
-    let change: [(fn(&mut CacheJob<'_>), &str); 6] = [
+    let changes: [(Change, &str); 6] = [
         (|job| job.pack.context_size = 64, "--context-size"),
         (|job| job.batch_size = 0, "--batch-size"),
         (|job| job.tokens = Some(0), "--tokens"),
@@ -173,7 +175,7 @@ fn settings_that_make_no_sense_are_refused_before_anything_is_written() {
         (|job| job.hooks = vec![HookPoint::block(7, Site::ResidPost)], "blocks.1.hook_resid_post"),
         (|job| job.hooks = vec![HookPoint::block(0, Site::AttnPattern)], "[b, H, s, S]"),
     ];
-    for (change, expected) in change {
+    for (change, expected) in changes {
         let mut job = world.job("bad");
         change(&mut job);
         let error = collect(&job, &Silent).unwrap_err().to_string();
