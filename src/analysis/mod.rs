@@ -5,10 +5,12 @@ pub mod eval;
 pub mod feature;
 mod placement;
 pub mod sequences;
+pub mod sources;
 pub mod steer;
 
 pub use placement::Placement;
 pub use sequences::{SequenceBatch, SequenceSource};
+pub use sources::{CacheSequences, LiveSequences};
 pub use steer::{FeatureEdit, FeatureOp, SteerSettings, steer};
 
 use crate::base::{Error, Progress, Result};
