@@ -4,14 +4,16 @@
 pub mod eval;
 pub mod feature;
 mod placement;
+pub mod rewrite;
 pub mod sequences;
 pub mod sources;
 pub mod steer;
 
 pub use placement::Placement;
+pub use rewrite::{FeatureEdit, FeatureOp, FeatureRewrite};
 pub use sequences::{SequenceBatch, SequenceSource};
 pub use sources::{CacheSequences, LiveSequences};
-pub use steer::{FeatureEdit, FeatureOp, SteerSettings, steer};
+pub use steer::{SteerPositions, SteerResult, SteerSettings, steer};
 
 use crate::base::{Error, Progress, Result};
 

@@ -32,15 +32,19 @@ impl SequenceBatch {
         self.tokens.len() / self.context_size.max(1)
     }
 
-    /// The rows that count, `[kept, width]`, and their places in the batch, ascending.
-    pub fn kept_rows(&self, width: usize) -> (Vec<f32>, Vec<u32>) {
-        let places: Vec<u32> = (0..self.kept.len() as u32).filter(|&i| self.kept[i as usize]).collect();
-        let mut rows = Vec::with_capacity(places.len() * width);
-        for &place in &places {
-            rows.extend_from_slice(&self.rows[place as usize * width..][..width]);
-        }
-        (rows, places)
+    /// The places in the batch that count, ascending.
+    pub fn kept_places(&self) -> Vec<u32> {
+        (0..self.kept.len() as u32).filter(|&i| self.kept[i as usize]).collect()
     }
+}
+
+/// The rows of `rows` `[n, width]` at `places`.
+pub(crate) fn select_rows(rows: &[f32], width: usize, places: &[u32]) -> Vec<f32> {
+    let mut selected = Vec::with_capacity(places.len() * width);
+    for &place in places {
+        selected.extend_from_slice(&rows[place as usize * width..][..width]);
+    }
+    selected
 }
 
 /// Sequences that can be read in any order, such as an activation cache.

@@ -1,6 +1,11 @@
+use candle_core::{Device, Tensor};
+
 use super::*;
+use crate::analysis::rewrite::{FeatureOp, activation_per_row};
 use crate::analysis::tests::{dictionary_at, dictionary_with, open};
 use crate::base::Silent;
+use crate::dictionary::Architecture;
+use crate::model::Rewrite;
 use crate::ops::gemm::tests::numbers;
 
 const HOOK: &str = "blocks.0.hook_resid_post";

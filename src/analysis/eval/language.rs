@@ -207,6 +207,7 @@ mod tests {
     use crate::analysis::tests::{dictionary_at, open};
     use crate::base::Silent;
     use crate::dictionary::{Activation, Architecture, DictionaryConfig};
+    use crate::model::Edit;
 
     const HOOK: &str = "blocks.0.hook_resid_post";
 
@@ -258,10 +259,22 @@ mod tests {
     fn losses_equal_a_direct_computation() {
         let (model, source) = (open("llama"), text(|i| i % 12 > 1));
         let sums = losses(&dictionary_at(HOOK, 24, 50), &source, &[21]);
-        let mut expected = (0.0, 0);
+        let (mut expected, mut kl_zero) = ((0.0, 0), 0.0);
         for sequence in source.all.tokens.chunks_exact(12) {
             let run = model.forward(&model.tokens(&[sequence]).unwrap(), &HookPlan::new().with_logits()).unwrap();
             let logits = run.logits().unwrap().get(0).unwrap().to_vec2::<f32>().unwrap();
+            let zeroed = Edit::new(HOOK.parse().unwrap(), EditOp::Ablate);
+            let plan = HookPlan::new().with_logits().edit(zeroed);
+            let run = model.forward(&model.tokens(&[sequence]).unwrap(), &plan).unwrap();
+            let zero = run.logits().unwrap().get(0).unwrap().to_vec2::<f32>().unwrap();
+            let probabilities = |logits: &[f32]| -> Vec<f64> {
+                let total: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+                logits.iter().map(|x| f64::from(*x).exp() / total).collect()
+            };
+            for (clean, zero) in logits.iter().zip(&zero).skip(2) {
+                let pairs = probabilities(clean).into_iter().zip(probabilities(zero));
+                kl_zero += pairs.map(|(p, q)| p * (p / q).ln()).sum::<f64>();
+            }
             for i in (2..11).filter(|&i| sequence[i + 1] != 21) {
                 let total: f64 = logits[i].iter().map(|x| f64::from(*x).exp()).sum();
                 expected.0 -= (f64::from(logits[i][sequence[i + 1] as usize]).exp() / total).ln();
@@ -271,6 +284,7 @@ mod tests {
         assert_eq!((sums.targets, sums.positions), (expected.1, 50));
         assert!(expected.1 < 45, "an ignored target occurs");
         assert!((sums.performance().ce_loss_without_sae - expected.0 / expected.1 as f64).abs() < 1e-6);
+        assert!((sums.behavior().kl_div_with_ablation - kl_zero / 50.0).abs() < 1e-6 && kl_zero > 1.0);
     }
 
     #[test]

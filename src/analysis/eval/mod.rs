@@ -14,7 +14,7 @@ use serde::Serialize;
 pub use language::{LanguageSettings, LanguageSums};
 pub use metrics::{CoreMetrics, definitions};
 
-use super::sequences::{SequenceBatch, SequenceSource, batches, check_width};
+use super::sequences::{SequenceBatch, SequenceSource, batches, check_width, select_rows};
 use super::{Placement, stop_if_cancelled};
 use crate::base::progress::Unit;
 use crate::base::{Error, Progress, Result};
@@ -145,16 +145,19 @@ impl Reconstruction {
         for range in ranges {
             stop_if_cancelled(progress)?;
             source.read(range, true, &mut batch)?;
-            let (rows, places) = batch.kept_rows(source.width());
-            let codes = dictionary.encode(&rows)?;
-            counted.add(&rows, &dictionary.decode(&codes)?, &codes)?;
-            fired.add(&codes, &places, &batch);
+            let codes = dictionary.encode(&batch.rows)?;
+            let reconstructed = dictionary.decode(&codes)?;
+            all.add(&batch.rows, &reconstructed, &codes)?;
+            let places = batch.kept_places();
+            let rows = select_rows(&batch.rows, source.width(), &places);
             if places.len() == batch.tokens.len() {
-                all.add(&rows, &dictionary.decode(&codes)?, &codes)?;
+                counted.add(&rows, &reconstructed, &codes)?;
+                fired.add(&codes, &places, &batch);
             } else {
                 any_left_out = true;
-                let codes = dictionary.encode(&batch.rows)?;
-                all.add(&batch.rows, &dictionary.decode(&codes)?, &codes)?;
+                let codes = select(&codes, &places);
+                counted.add(&rows, &select_rows(&reconstructed, dictionary.d_out(), &places), &codes)?;
+                fired.add(&codes, &places, &batch);
             }
             progress.advance(batch.tokens.len() as u64);
         }
@@ -168,6 +171,16 @@ impl Reconstruction {
         }
         Ok(Self { counted, all: any_left_out.then_some(all), sequences_fired: fired.sequences })
     }
+}
+
+/// The codes of some rows.
+fn select(codes: &SparseCodes, rows: &[u32]) -> SparseCodes {
+    let mut selected = SparseCodes::new(codes.d_sae);
+    for &row in rows {
+        let (features, values) = codes.row(row as usize);
+        selected.push_row(features, values);
+    }
+    selected
 }
 
 /// In how many sequences each feature fired.
@@ -236,7 +249,7 @@ mod tests {
     fn explained_variance_equals_a_direct_computation_with_and_without_outliers() {
         let (dictionary, source) = (dictionary_at(HOOK, 24, 100), source(1000));
         let evaluation = evaluate(&dictionary, &source, None, &EvalSettings::default(), &Silent).unwrap();
-        let counted = r_squared(&dictionary, &source.all.kept_rows(24).0);
+        let counted = r_squared(&dictionary, &select_rows(&source.all.rows, 24, &source.all.kept_places()));
         let all = r_squared(&dictionary, &source.all.rows);
         let quality = |metrics: &CoreMetrics| metrics.reconstruction_quality.explained_variance;
         assert!((quality(&evaluation.metrics) - counted).abs() < 1e-9 * counted.abs());
@@ -251,7 +264,8 @@ mod tests {
     fn details_count_firings_a_sequence() {
         let (dictionary, source) = (dictionary_at(HOOK, 24, 60), source(700));
         let evaluation = evaluate(&dictionary, &source, None, &EvalSettings::default(), &Silent).unwrap();
-        let (rows, places) = source.all.kept_rows(24);
+        let places = source.all.kept_places();
+        let rows = select_rows(&source.all.rows, 24, &places);
         let codes = dictionary.encode(&rows).unwrap();
         for detail in &evaluation.details {
             let fires = |row: usize| codes.row(row).0.contains(&(detail.index as u32));

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::stats::{Example, FeatureStats, Firings, Summary, Window, strongest_apart};
-use crate::analysis::sequences::{SequenceBatch, SequenceSource, batches, check_width};
+use crate::analysis::sequences::{SequenceBatch, SequenceSource, batches, check_width, select_rows};
 use crate::analysis::stop_if_cancelled;
 use crate::base::progress::Unit;
 use crate::base::{Progress, Result};
@@ -71,7 +71,8 @@ impl FeatureIndex {
         for range in ranges {
             stop_if_cancelled(progress)?;
             source.read(range, true, &mut batch)?;
-            let (rows, places) = batch.kept_rows(source.width());
+            let places = batch.kept_places();
+            let rows = select_rows(&batch.rows, source.width(), &places);
             index.add(&batch, &places, &dictionary.encode(&rows)?);
             progress.advance(batch.tokens.len() as u64);
         }

@@ -1,0 +1,225 @@
+//! The change of hidden states that turns features.
+//!
+//! ```text
+//! h' = h + Σ_f (target_f(h) − f(h)) W_dec[f]
+//! ```
+//!
+//! | operation | `target_f(h)` | change of `h` |
+//! | --- | --- | --- |
+//! | clamp to `v` | `v` | `(v − f(h)) W_dec[f]` |
+//! | add `v` | `f(h) + v` | `v W_dec[f]`, the raw decoder row (Neuronpedia's additive steering) |
+//! | scale by `v` | `v f(h)` | `(v − 1) f(h) W_dec[f]` |
+//! | ablate | 0 | `−f(h) W_dec[f]` |
+//!
+//! The error term is kept: what the dictionary does not reconstruct, and all other features, stay as they are, so an
+//! edit that asks for the present activation changes nothing (Templeton et al. 2024, "Scaling Monosemanticity").
+
+use std::sync::Arc;
+
+use candle_core::{D, DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::base::{Context, Error, Result};
+use crate::dictionary::{Activation, Architecture, Dictionary};
+use crate::model::Rewrite;
+use crate::ops::squared_norm;
+
+/// What to do with a feature.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FeatureOp {
+    /// Set its activation.
+    Clamp(f32),
+    /// Add this many decoder rows.
+    Add(f32),
+    /// Multiply its activation.
+    Scale(f32),
+    /// Set its activation to zero.
+    Ablate,
+}
+
+/// A change of one feature. Several of one feature apply one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FeatureEdit {
+    /// Number of the feature.
+    pub feature: u32,
+    /// What to do.
+    pub op: FeatureOp,
+}
+
+impl std::fmt::Display for FeatureEdit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let feature = self.feature;
+        match self.op {
+            FeatureOp::Clamp(v) => write!(f, "clamp feature {feature} to {v}"),
+            FeatureOp::Add(v) => write!(f, "add {v} of feature {feature}"),
+            FeatureOp::Scale(v) => write!(f, "scale feature {feature} by {v}"),
+            FeatureOp::Ablate => write!(f, "ablate feature {feature}"),
+        }
+    }
+}
+
+/// The edits of some features as one change of hidden states. Holds their encoder columns and decoder rows on the
+/// model's device in f32, whatever the model's number type, so that `f(h)` is the dictionary's.
+#[derive(Debug)]
+pub struct FeatureRewrite {
+    edits: Vec<FeatureEdit>,
+    /// Distinct features, in order of first mention.
+    features: Vec<u32>,
+    /// The whole dictionary, where features compete and a feature's activation needs all of them.
+    whole: Option<Arc<Dictionary>>,
+    /// `[d, k]`
+    encoder: Tensor,
+    /// `[1, k]`
+    bias: Tensor,
+    /// `[1, d]`, where `b_dec` is subtracted before encoding.
+    center: Option<Tensor>,
+    /// `[1, k]`: features are active above it.
+    threshold: Tensor,
+    /// What one unit of activation decodes to, `[k, d]`.
+    decoder: Tensor,
+    /// The change of activation is `gain · f(h) + offset`, both `[1, k]`.
+    gain: Tensor,
+    offset: Tensor,
+    /// Whether any gain is not zero, so that `f(h)` is needed.
+    reads: bool,
+    max_norm: Option<f64>,
+    d: usize,
+}
+
+impl FeatureRewrite {
+    /// Prepares `edits` for a model on `device`.
+    ///
+    /// # Errors
+    /// `Flag` when there are none, a feature is out of range or a strength is not finite.
+    pub fn new(dictionary: &Arc<Dictionary>, edits: &[FeatureEdit], device: &Device) -> Result<Self> {
+        check_edits(edits)?;
+        let mut features: Vec<u32> = Vec::new();
+        for edit in edits {
+            if !features.contains(&edit.feature) {
+                features.push(edit.feature);
+            }
+        }
+        let (d, k) = (dictionary.d_in(), features.len());
+        let encoder = dictionary.encoder_columns(&features)?;
+        let mut decoder = Vec::with_capacity(k * d);
+        let (mut gain, mut offset) = (Vec::with_capacity(k), Vec::with_capacity(k));
+        for &feature in &features {
+            let row = dictionary.decoder_row(feature)?;
+            let norm = activation_per_row(dictionary, row);
+            decoder.extend(row.iter().map(|w| w / norm));
+            let (slope, constant) = affine(edits.iter().filter(|e| e.feature == feature), norm);
+            gain.push(slope - 1.0);
+            offset.push(constant);
+        }
+        let of = |values: &[f32]| features.iter().map(|&f| values[f as usize]).collect::<Vec<f32>>();
+        let threshold = match &dictionary.activation {
+            Activation::JumpRelu(jump) => of(&jump.threshold).iter().map(|t| t.max(0.0)).collect(),
+            Activation::Relu | Activation::TopK(_) => vec![0.0; k],
+        };
+        let tensor = |values: Vec<f32>, rows: usize, cols: usize| {
+            Tensor::from_vec(values, (rows, cols), device).during(|| "preparing the feature edits".into())
+        };
+        let center = dictionary.config.apply_b_dec_to_input.then(|| tensor(dictionary.b_dec.clone(), 1, d));
+        Ok(Self {
+            edits: edits.to_vec(),
+            whole: (!dictionary.activation.is_per_feature()).then(|| Arc::clone(dictionary)),
+            encoder: tensor(encoder, d, k)?,
+            bias: tensor(of(&dictionary.b_enc), 1, k)?,
+            center: center.transpose()?,
+            threshold: tensor(threshold, 1, k)?,
+            decoder: tensor(decoder, k, d)?,
+            reads: gain.iter().any(|g| *g != 0.0),
+            gain: tensor(gain, 1, k)?,
+            offset: tensor(offset, 1, k)?,
+            max_norm: None,
+            features,
+            d,
+        })
+    }
+
+    /// Leaves rows of a larger norm as they are. A dictionary that was trained without attention sinks gives them
+    /// meaningless activations, and changing a sink breaks the model.
+    #[must_use]
+    pub fn max_norm(mut self, limit: Option<f64>) -> Self {
+        self.max_norm = limit;
+        self
+    }
+
+    /// Activations of the edited features, `[n, k]`, for `x` `[n, d]` in f32.
+    fn activations(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(dictionary) = &self.whole {
+            let host = x.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+            let values = dictionary.feature_activations(&host, &self.features)?;
+            return Ok(Tensor::from_vec(values, (x.dim(0)?, self.features.len()), x.device())?);
+        }
+        let centered = match &self.center {
+            Some(center) => x.broadcast_sub(center)?,
+            None => x.clone(),
+        };
+        let pre = centered.matmul(&self.encoder)?.broadcast_add(&self.bias)?;
+        let active = pre.broadcast_gt(&self.threshold)?;
+        Ok(active.where_cond(&pre, &pre.zeros_like()?)?)
+    }
+}
+
+impl Rewrite for FeatureRewrite {
+    fn width(&self) -> usize {
+        self.d
+    }
+
+    fn describe(&self) -> String {
+        self.edits.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    fn rewrite(&self, x: &Tensor) -> Result<Tensor> {
+        let wide = x.to_dtype(DType::F32)?;
+        let change = if self.reads {
+            self.activations(&wide)?.broadcast_mul(&self.gain)?.broadcast_add(&self.offset)?
+        } else {
+            self.offset.broadcast_as((wide.dim(0)?, self.features.len()))?.contiguous()?
+        };
+        let mut step = change.matmul(&self.decoder)?;
+        if let Some(limit) = self.max_norm {
+            let norms = wide.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
+            let touched = norms.le(limit)?.broadcast_as(step.shape())?.contiguous()?;
+            step = touched.where_cond(&step, &step.zeros_like()?)?;
+        }
+        (wide + step)?.to_dtype(x.dtype()).during(|| self.describe())
+    }
+}
+
+fn check_edits(edits: &[FeatureEdit]) -> Result<()> {
+    if edits.is_empty() {
+        let remedy = "name features with --feature ID and say --clamp, --add, --scale or --ablate";
+        return Err(Error::flag("--feature", "at least one feature", "none", remedy));
+    }
+    for edit in edits {
+        if let FeatureOp::Clamp(v) | FeatureOp::Add(v) | FeatureOp::Scale(v) = edit.op
+            && !v.is_finite()
+        {
+            return Err(Error::flag("--feature", "finite strengths", v, "the maximum activation is a usual strength"));
+        }
+    }
+    Ok(())
+}
+
+/// Units of activation that decode to one decoder row: its norm where activations carry the norm, else one.
+pub(super) fn activation_per_row(dictionary: &Dictionary, row: &[f32]) -> f32 {
+    match dictionary.config.architecture {
+        Architecture::TopK { rescale_acts_by_decoder_norm: true, .. } => {
+            squared_norm(row).sqrt().max(f32::MIN_POSITIVE)
+        }
+        _ => 1.0,
+    }
+}
+
+/// The target `slope · f(h) + constant` after all edits of a feature.
+fn affine<'a>(edits: impl Iterator<Item = &'a FeatureEdit>, norm: f32) -> (f32, f32) {
+    edits.fold((1.0, 0.0), |(slope, constant), edit| match edit.op {
+        FeatureOp::Clamp(v) => (0.0, v),
+        FeatureOp::Add(v) => (slope, constant + v * norm),
+        FeatureOp::Scale(v) => (slope * v, constant * v),
+        FeatureOp::Ablate => (0.0, 0.0),
+    })
+}
