@@ -19,9 +19,11 @@ mod checkpoint;
 mod dead;
 mod dense;
 mod engine;
+mod log;
 mod loss;
 mod optimiser;
 mod parameters;
+mod rows;
 mod run;
 mod schedule;
 mod settings;
@@ -29,5 +31,6 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use run::{METRICS_FILE, MetricsLine, TrainRun, TrainSummary, train};
+pub use log::{METRICS_FILE, MetricsLine};
+pub use run::{TrainRun, TrainSummary, train};
 pub use settings::{DeadFeatures, DecoderBias, TrainArchitecture, TrainPlan, TrainSettings};

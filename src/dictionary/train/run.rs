@@ -1,9 +1,6 @@
 //! The loop: batches from a source, steps, measurements, checkpoints, and the finished dictionary.
 
-use std::fs::OpenOptions;
-use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
-use std::sync::mpsc;
 use std::time::Instant;
 
 use candle_core::Device;
@@ -13,24 +10,21 @@ use serde_json::json;
 use super::checkpoint::{self, Checkpoint};
 use super::dead::{self, Activity};
 use super::engine::Engine;
+use super::log::{METRICS_FILE, MetricsLine, MetricsLog};
 use super::parameters::{Parameters, State};
+use super::rows::{estimate, evaluate, total_variance, with_batches};
 use super::schedule;
 use super::settings::{DeadFeatures, DecoderBias, TrainPlan, TrainSettings};
 use super::step::BatchReport;
 use crate::base::{Artifact, Error, Progress, Result, Unit};
-use crate::dictionary::metrics::{Metrics, MetricsReport, column_sums};
-use crate::dictionary::scale::ScaleEstimate;
+use crate::dictionary::metrics::MetricsReport;
 use crate::dictionary::{Architecture, Dictionary, DictionaryConfig, Metadata, io};
 use crate::store::RowSource;
 
-/// One line a logged step.
-pub const METRICS_FILE: &str = "metrics.jsonl";
 /// The run is measured on held-out rows this many times.
 const HELDOUT_MEASUREMENTS: u64 = 20;
 /// Held-out rows at the end, as a multiple of those measured on the way.
 const FINAL_HELDOUT: u64 = 8;
-/// Held-out rows that are encoded at once.
-const HELDOUT_BATCH: u64 = 4096;
 
 /// A training run: what to learn from, how, and where to.
 pub struct TrainRun<'a> {
@@ -65,41 +59,6 @@ pub struct TrainSummary {
     pub dead_features: usize,
     /// Dead features that were started again, over the whole run.
     pub resampled: u64,
-}
-
-/// One line of `metrics.jsonl`: figures of one training batch, of scaled rows.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MetricsLine {
-    /// Steps taken, this one included.
-    pub step: u64,
-    /// Rows seen.
-    pub n_training_samples: u64,
-    /// `mse + l1_coefficient · l1`.
-    pub loss: f64,
-    /// Squared error, summed over the width.
-    pub mse: f64,
-    /// Decoder-norm-weighted sum of activations.
-    pub l1: f64,
-    /// R² of the batch.
-    pub explained_variance: f64,
-    /// Mean number of active features.
-    pub l0: f64,
-    /// Features silent for the whole window.
-    pub dead_features: usize,
-    /// Features started again so far.
-    pub resampled: u64,
-    /// Of this step.
-    pub learning_rate: f64,
-    /// Of this step.
-    pub l1_coefficient: f64,
-    /// Norm of all gradients before clipping.
-    pub grad_norm: f64,
-    /// R² on held-out rows, where it was measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heldout_explained_variance: Option<f64>,
-    /// L0 on held-out rows, where it was measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heldout_l0: Option<f64>,
 }
 
 /// Trains a dictionary and writes it into the output directory in SAELens' format, with `metrics.jsonl` and
@@ -340,150 +299,4 @@ fn training_metadata(plan: &TrainPlan) -> serde_json::Map<String, serde_json::Va
         ("trained_with", json!(concat!("mechinterp ", env!("CARGO_PKG_VERSION")))),
     ];
     entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
-}
-
-/// The input scale and the mean row, from the first batches.
-fn estimate(plan: &TrainPlan, source: &mut dyn RowSource, progress: &dyn Progress) -> Result<(f32, Vec<f64>)> {
-    let batches = plan.n_batches_for_norm.min(source.rows().div_ceil(plan.batch_size as u64)).max(1);
-    progress.begin("measuring norms", batches * plan.batch_size as u64, Unit::Tokens);
-    let mut norms = ScaleEstimate::new(plan.d_in);
-    let mut sum = vec![0.0; plan.d_in];
-    let mut batch = Vec::new();
-    source.seek(0)?;
-    for _ in 0..batches {
-        source.next_batch(plan.batch_size, &mut batch)?;
-        norms.add(&batch);
-        sum.iter_mut().zip(column_sums(&batch, plan.d_in)).for_each(|(sum, part)| *sum += part);
-        progress.advance(plan.batch_size as u64);
-    }
-    progress.end();
-    let rows = (batches * plan.batch_size as u64) as f64;
-    Ok((norms.scale()?, sum.into_iter().map(|sum| sum / rows).collect()))
-}
-
-/// Measures `dictionary` on the first `rows` rows of `source`.
-fn evaluate(dictionary: &Dictionary, source: &mut dyn RowSource, rows: u64) -> Result<MetricsReport> {
-    let mut metrics = Metrics::new(dictionary.d_out(), dictionary.d_sae());
-    let mut left = rows.min(source.rows());
-    let mut batch = Vec::new();
-    source.seek(0)?;
-    while left > 0 {
-        let n = left.min(HELDOUT_BATCH);
-        source.next_batch(n as usize, &mut batch)?;
-        let codes = dictionary.encode(&batch)?;
-        metrics.add(&batch, &dictionary.decode(&codes)?, &codes)?;
-        left -= n;
-    }
-    Ok(metrics.report())
-}
-
-/// Calls `use_batch` with each of the next `batches` batches, scaled, while a thread reads the one after it.
-fn with_batches(
-    source: &mut dyn RowSource,
-    rows: usize,
-    batches: u64,
-    scale: f32,
-    mut use_batch: impl FnMut(&[f32]) -> Result<()>,
-) -> Result<()> {
-    std::thread::scope(|scope| {
-        let (full, filled) = mpsc::sync_channel::<Result<Vec<f32>>>(1);
-        let (empty, emptied) = mpsc::channel::<Vec<f32>>();
-        scope.spawn(move || {
-            for _ in 0..batches {
-                let mut batch = emptied.try_recv().unwrap_or_default();
-                let read = source.next_batch(rows, &mut batch).map(|()| {
-                    for x in &mut batch {
-                        *x *= scale;
-                    }
-                    batch
-                });
-                let failed = read.is_err();
-                // The other side hangs up when a step fails or the user stops the run.
-                if full.send(read).is_err() || failed {
-                    return;
-                }
-            }
-        });
-        for batch in filled {
-            let batch = batch?;
-            use_batch(&batch)?;
-            drop(empty.send(batch));
-        }
-        Ok(())
-    })
-}
-
-/// `mean ‖x − x̄‖²` of a batch.
-fn total_variance(x: &[f32], d: usize) -> f64 {
-    let n = (x.len() / d) as f64;
-    let squared: f64 = x.chunks_exact(d).map(|row| f64::from(crate::ops::squared_norm(row))).sum();
-    let mean: f64 = column_sums(x, d).iter().map(|sum| (sum / n) * (sum / n)).sum();
-    squared / n - mean
-}
-
-impl MetricsLine {
-    fn table_head() -> String {
-        format!(
-            "{:>8} {:>12} {:>8} {:>8} {:>10} {:>7} {:>9}",
-            "step", "tokens", "EV (R²)", "L0", "loss", "dead", "tokens/s"
-        )
-    }
-
-    fn table_row(&self, tokens_per_second: f64) -> String {
-        let Self { step, n_training_samples, explained_variance, l0, loss, dead_features, .. } = self;
-        let mut row = format!(
-            "{step:>8} {n_training_samples:>12} {explained_variance:>8.4} {l0:>8.1} {loss:>10.3} {dead_features:>7} \
-             {tokens_per_second:>9.0}"
-        );
-        if let (Some(variance), Some(l0)) = (self.heldout_explained_variance, self.heldout_l0) {
-            row += &format!("   held out: EV {variance:.4}, L0 {l0:.1}");
-        }
-        row
-    }
-}
-
-/// `metrics.jsonl`, open for appending.
-struct MetricsLog {
-    path: std::path::PathBuf,
-    file: std::fs::File,
-    bytes: u64,
-}
-
-impl MetricsLog {
-    /// Opens the file and cuts it to its first `bytes`, which the checkpoint knows of.
-    fn open(dir: &Path, bytes: u64) -> Result<Self> {
-        let path = dir.join(METRICS_FILE);
-        let open = || {
-            let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-            file.set_len(bytes)?;
-            file.seek(SeekFrom::End(0))?;
-            Ok(file)
-        };
-        let file = open().map_err(Error::io("open the metrics file", &path))?;
-        Ok(Self { path, file, bytes })
-    }
-
-    /// The last line, where there is one.
-    fn last(&self) -> Result<Option<MetricsLine>> {
-        let text = std::fs::read_to_string(&self.path).map_err(Error::io("read the metrics file", &self.path))?;
-        Ok(text.lines().last().and_then(|line| serde_json::from_str(line).ok()))
-    }
-
-    fn append(&mut self, line: &MetricsLine) -> Result<()> {
-        let mut text = serde_json::to_string(line).map_err(|e| Error::Io {
-            action: "serialise metrics",
-            path: self.path.clone(),
-            source: e.into(),
-        })?;
-        text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(Error::io("write the metrics file", &self.path))?;
-        self.bytes += text.len() as u64;
-        Ok(())
-    }
-
-    /// Makes everything written so far durable; gives its length.
-    fn sync(&self) -> Result<u64> {
-        self.file.sync_data().map_err(Error::io("write the metrics file", &self.path))?;
-        Ok(self.bytes)
-    }
 }
