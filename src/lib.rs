@@ -19,13 +19,15 @@
 //! | `v` | vocabulary |
 //! | `f` | dictionary features, `d_sae` |
 //!
-//! Layers, each using only those before it: [`base`], [`ops`], [`data`](store), [`model`], [`store`], [`dictionary`].
+//! Layers, each using only those before it: [`base`], [`ops`], [`data`], [`model`], [`store`], [`dictionary`],
+//! [`analysis`], [`demo`], [`cli`].
 #![cfg_attr(test, allow(clippy::float_cmp, reason = "tests compare exactly reproducible numbers"))]
 
 pub mod analysis;
 pub mod base;
 pub mod cli;
 pub mod data;
+pub mod demo;
 pub mod dictionary;
 pub mod model;
 pub mod ops;

@@ -65,6 +65,32 @@ pub trait SequenceSource: Sync {
     fn read(&self, range: Range<u64>, with_rows: bool, batch: &mut SequenceBatch) -> Result<()>;
 }
 
+/// Some consecutive sequences of another source, such as the held-out ones.
+pub struct Part<'a> {
+    /// All sequences.
+    pub of: &'a dyn SequenceSource,
+    /// Those that this part has.
+    pub range: Range<u64>,
+}
+
+impl SequenceSource for Part<'_> {
+    fn width(&self) -> usize {
+        self.of.width()
+    }
+
+    fn context_size(&self) -> usize {
+        self.of.context_size()
+    }
+
+    fn sequences(&self) -> u64 {
+        self.range.end.saturating_sub(self.range.start)
+    }
+
+    fn read(&self, range: Range<u64>, with_rows: bool, batch: &mut SequenceBatch) -> Result<()> {
+        self.of.read(self.range.start + range.start..self.range.start + range.end, with_rows, batch)
+    }
+}
+
 /// Cuts the first `limit` sequences of `source`, or all, into ranges of `BATCH_ROWS` rows or little more.
 pub(crate) fn batches(source: &dyn SequenceSource, limit: Option<u64>) -> impl Iterator<Item = Range<u64>> {
     let total = limit.map_or(source.sequences(), |limit| limit.min(source.sequences()));
@@ -125,6 +151,24 @@ pub(crate) mod tests {
             }
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_part_reads_its_own_sequences() {
+        let tokens = (0..12).collect();
+        let all = SequenceBatch {
+            context_size: 2,
+            tokens,
+            documents: vec![0; 12],
+            kept: vec![true; 12],
+            rows: vec![0.0; 12],
+            ..Default::default()
+        };
+        let source = InMemory { width: 1, all };
+        let part = Part { of: &source, range: 2..5 };
+        let mut batch = SequenceBatch::default();
+        part.read(1..3, false, &mut batch).unwrap();
+        assert_eq!((part.sequences(), batch.first, batch.tokens), (3, 3, vec![6, 7, 8, 9]));
     }
 
     #[test]

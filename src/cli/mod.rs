@@ -7,11 +7,18 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::base::{DeviceChoice, Error, Result};
 
+mod cache;
+mod eval;
+mod feature_page;
+mod features;
+mod filter;
 mod info;
 mod open;
 mod progress;
 mod render;
 mod run;
+mod steer;
+mod train_sae;
 
 pub use render::Ui;
 
@@ -55,6 +62,16 @@ enum Command {
     Info(info::Args),
     /// Next-token table for prompts; any hook points to a safetensors file.
     Run(run::Args),
+    /// Run text through a model and keep activations on disk.
+    Cache(cache::Args),
+    /// Train a sparse autoencoder on cached activations.
+    TrainSae(train_sae::Args),
+    /// How good a dictionary is: reconstruction, sparsity, loss recovered, dead features.
+    Eval(eval::Args),
+    /// What each feature fires on and what it writes.
+    Features(features::Args),
+    /// Generate text with features clamped, added, scaled or ablated.
+    Steer(steer::Args),
 }
 
 /// How a command ended when it did not fail.
@@ -91,6 +108,11 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
     match command {
         Command::Info(args) => info::run(args, ui),
         Command::Run(args) => run::run(args, common, ui),
+        Command::Cache(args) => cache::run(args, common, ui),
+        Command::TrainSae(args) => train_sae::run(args, common, ui),
+        Command::Eval(args) => eval::run(args, common, ui),
+        Command::Features(args) => features::run(args, common, ui),
+        Command::Steer(args) => steer::run(args, common, ui),
     }
 }
 

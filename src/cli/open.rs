@@ -8,7 +8,9 @@ use crate::base::artifact::read_json;
 use crate::base::{DeviceChoice, DtypeChoice, Error, Result};
 use crate::data::hub::{ModelFiles, locate_model};
 use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
+use crate::dictionary::Dictionary;
 use crate::model::{Model, ModelConfig, family};
+use crate::store::CacheReader;
 
 use super::render::Ui;
 
@@ -71,6 +73,36 @@ pub(crate) fn check_length(tokens: &[u32], config: &ModelConfig) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// The hook of a cache that a dictionary belongs to: the one named, else the dictionary's own, else the only one.
+pub(crate) fn cache_hook(reader: &CacheReader, dictionary: &Dictionary, name: Option<&str>) -> Result<String> {
+    let own = dictionary.config.metadata.hook_name.as_deref();
+    let hook = reader.hook(name.or(own))?;
+    let entry = reader.hook_entry(hook)?;
+    if entry.width != dictionary.d_in() {
+        return Err(Error::Mismatch {
+            what: "dictionary and cache widths",
+            left: format!("a dictionary for {} with d_in {}", own.unwrap_or("an unnamed hook"), dictionary.d_in()),
+            right: format!("{} in {} with width {}", entry.name, reader.dir().display(), entry.width),
+            remedy: "use the cache of the model and hook that the dictionary was trained on".into(),
+        });
+    }
+    Ok(entry.name.clone())
+}
+
+/// Checks that a tokenizer is the one that made a cache's tokens.
+pub(crate) fn check_tokenizer(tokenizer: &Tokenizer, reader: &CacheReader) -> Result<()> {
+    let (ours, theirs) = (tokenizer.hash(), &reader.settings().tokenizer_blake3);
+    if ours == theirs {
+        return Ok(());
+    }
+    Err(Error::Mismatch {
+        what: "the model's tokenizer and the cache's",
+        left: format!("a tokenizer with BLAKE3 {}", &ours[..ours.len().min(12)]),
+        right: format!("tokens of one with BLAKE3 {}", &theirs[..theirs.len().min(12)]),
+        remedy: format!("use the model that made the cache, {}", reader.settings().model.name),
+    })
 }
 
 /// Where files are kept that can be made again: `$XDG_CACHE_HOME` or `~/.cache`, else the temporary directory.

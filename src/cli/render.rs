@@ -180,6 +180,50 @@ pub(crate) fn quoted(piece: &str) -> String {
     format!("“{escaped}”")
 }
 
+/// Columns of the terminal that stdout is; 100 when it is none.
+pub(crate) fn columns() -> usize {
+    terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0))
+}
+
+/// Two titled texts beside each other, or one after the other where the terminal is narrow.
+pub(crate) fn side_by_side(left: (&str, &str), right: (&str, &str), columns: usize) -> String {
+    const GAP: &str = "   ";
+    let width = columns.saturating_sub(GAP.len()) / 2;
+    if width < 34 {
+        return format!("{}\n{}\n\n{}\n{}", paint(DIM, left.0), left.1, paint(DIM, right.0), right.1);
+    }
+    let (a, b) = (wrap(left.1, width), wrap(right.1, width));
+    let mut out = format!("{}{GAP}{}", paint(DIM, format!("{:<width$}", left.0)), paint(DIM, right.0));
+    for i in 0..a.len().max(b.len()) {
+        let line = |lines: &[String]| lines.get(i).cloned().unwrap_or_default();
+        let first = line(&a);
+        let pad = " ".repeat(width.saturating_sub(first.width()));
+        out.push_str(&format!("\n{first}{pad}{GAP}{}", line(&b)));
+    }
+    out
+}
+
+/// `text` in lines of at most `width` columns, broken between words where possible.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for paragraph in text.trim_end().split('\n') {
+        let mut line = String::new();
+        for word in paragraph.split_inclusive(' ') {
+            if !line.is_empty() && line.width() + word.trim_end().width() > width {
+                lines.push(std::mem::take(&mut line).trim_end().to_owned());
+            }
+            for c in word.chars().filter(|c| !c.is_control()) {
+                if line.width() >= width {
+                    lines.push(std::mem::take(&mut line));
+                }
+                line.push(c);
+            }
+        }
+        lines.push(line.trim_end().to_owned());
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +235,16 @@ mod tests {
         table.row(vec!["longer".into(), "9".into()]);
         let plain = anstream::adapter::strip_str(&table.to_string()).to_string();
         assert_eq!(plain, "name     n\né       10\nlonger   9");
+    }
+
+    #[test]
+    fn texts_stand_beside_each_other() {
+        let text = side_by_side(("a", "one two three four five six seven eight nine"), ("b", "short"), 80);
+        let plain = anstream::adapter::strip_str(&text).to_string();
+        let lines: Vec<&str> = plain.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[1].starts_with("one two") && lines[1].ends_with("short"), "{plain}");
+        assert_eq!(wrap("abcdef", 4), ["abcd", "ef"]);
     }
 
     #[test]

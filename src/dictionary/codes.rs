@@ -48,6 +48,18 @@ impl SparseCodes {
         self.offsets.push(self.features.len());
     }
 
+    /// All activations, zeros included, `[rows, d_sae]`. For small examples and other programs only.
+    pub fn to_dense(&self) -> Vec<f32> {
+        let mut dense = vec![0.0; self.rows() * self.d_sae];
+        for (row, dense) in dense.chunks_exact_mut(self.d_sae.max(1)).enumerate() {
+            let (features, values) = self.row(row);
+            for (&feature, &value) in features.iter().zip(values) {
+                dense[feature as usize] = value;
+            }
+        }
+        dense
+    }
+
     /// The same pairs grouped by feature: for each feature the rows where it is active, ascending.
     pub fn by_feature(&self) -> ByFeature {
         let mut offsets = vec![0usize; self.d_sae + 1];

@@ -4,6 +4,7 @@
 //! Reading is strict, because a dictionary that is read a little wrong still gives plausible numbers: an unknown
 //! architecture, normalisation or key is an error, as are missing, extra, misshapen and non-finite tensors.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -67,8 +68,8 @@ pub fn write(dir: &Path, dictionary: &Dictionary) -> Result<()> {
         cfg.insert("metadata".into(), json!(metadata));
     }
     let path = dir.join(WEIGHTS_FILE);
-    let mut tensors: Vec<(&str, Vec<usize>, &[f32])> = vec![
-        ("W_enc", vec![*d_in, *d_sae], w_enc),
+    let mut tensors = vec![
+        ("W_enc", vec![*d_in, *d_sae], w_enc.as_slice()),
         ("b_enc", vec![*d_sae], b_enc),
         ("W_dec", vec![*d_sae, *d_out], w_dec),
         ("b_dec", vec![*d_out], b_dec),
@@ -77,7 +78,8 @@ pub fn write(dir: &Path, dictionary: &Dictionary) -> Result<()> {
     for (name, _, values) in &tensors {
         check_finite(name, values, &path)?;
     }
-    write_tensors(&path, &tensors, None)?;
+    let tensors: Vec<_> = tensors.into_iter().map(|(name, shape, v)| (name, shape, Values::F32(v))).collect();
+    write_tensors(&path, &tensors)?;
     write_json(&dir.join(CONFIG_FILE), &cfg)
 }
 
@@ -87,7 +89,7 @@ pub fn write(dir: &Path, dictionary: &Dictionary) -> Result<()> {
 /// `Io` when the file cannot be written.
 pub fn write_sparsity(dir: &Path, frequencies: &[f64]) -> Result<()> {
     let logs: Vec<f32> = frequencies.iter().map(|f| (f + 1e-10).log10() as f32).collect();
-    write_tensors(&dir.join(SPARSITY_FILE), &[("sparsity", vec![logs.len()], &logs)], None)
+    write_tensors(&dir.join(SPARSITY_FILE), &[("sparsity", vec![logs.len()], Values::F32(&logs))])
 }
 
 /// Reads the dictionary in `dir`.
@@ -182,29 +184,55 @@ pub fn read_sparsity(dir: &Path, d_sae: usize) -> Result<Option<Vec<f64>>> {
     Ok(Some(bytes.chunks_exact(4).map(frequency).collect()))
 }
 
-/// Writes named `f32` tensors as one safetensors file, atomically.
+/// The values of one tensor to be written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Values<'a> {
+    /// Floats.
+    F32(&'a [f32]),
+    /// Counts.
+    U32(&'a [u32]),
+    /// Bytes of text.
+    U8(&'a [u8]),
+}
+
+impl Values<'_> {
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::U32(_) => Dtype::U32,
+            Self::U8(_) => Dtype::U8,
+        }
+    }
+
+    fn bytes(self) -> Cow<'static, [u8]> {
+        match self {
+            Self::F32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Self::U32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Self::U8(values) => values.to_vec().into(),
+        }
+    }
+}
+
+/// Writes named tensors as one safetensors file, atomically.
 ///
 /// # Errors
 /// `Io` when the file cannot be written.
-pub(crate) fn write_tensors(
-    path: &Path,
-    tensors: &[(&str, Vec<usize>, &[f32])],
-    metadata: Option<HashMap<String, String>>,
-) -> Result<()> {
+pub(crate) fn write_tensors(path: &Path, tensors: &[(impl AsRef<str>, Vec<usize>, Values)]) -> Result<()> {
     let failed = |e: safetensors::SafeTensorError| Error::Io {
         action: "serialise tensors",
         path: path.into(),
         source: std::io::Error::other(e),
     };
-    let bytes: Vec<Vec<u8>> =
-        tensors.iter().map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let bytes: Vec<Cow<[u8]>> = tensors.iter().map(|(_, _, values)| values.bytes()).collect();
     let views = tensors
         .iter()
         .zip(&bytes)
-        .map(|((name, shape, _), bytes)| Ok((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+        .map(|((name, shape, values), bytes)| {
+            Ok((name.as_ref(), TensorView::new(values.dtype(), shape.clone(), bytes)?))
+        })
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(failed)?;
-    let file = safetensors::serialize(views, metadata).map_err(failed)?;
+    let file = safetensors::serialize(views, None).map_err(failed)?;
     write_atomic(path, &file)
 }
 
@@ -376,22 +404,51 @@ mod tests {
         let (w, b) = ([0.5f32; 60], [0.0f32; 10]);
         let tensors = |b_dec: &'static [f32]| {
             vec![
-                ("W_enc", vec![6, 10], &w[..]),
-                ("b_enc", vec![10], &b[..]),
-                ("W_dec", vec![10, 6], &w[..]),
-                ("b_dec", vec![6], b_dec),
+                ("W_enc", vec![6, 10], Values::F32(&w)),
+                ("b_enc", vec![10], Values::F32(&b)),
+                ("W_dec", vec![10, 6], Values::F32(&w)),
+                ("b_dec", vec![6], Values::F32(b_dec)),
             ]
         };
-        write_tensors(&path, &tensors(&[0.0, 0.0, f32::NAN, 0.0, 0.0, 0.0]), None).unwrap();
+        write_tensors(&path, &tensors(&[0.0, 0.0, f32::NAN, 0.0, 0.0, 0.0])).unwrap();
         let error = read(dir.path()).unwrap_err();
         assert!(matches!(&error, Error::NonFinite { count: 1, .. }) && error.to_string().contains("b_dec"), "{error}");
         let mut extra = tensors(&[0.0; 6]);
-        extra.push(("threshold", vec![10], &b));
-        write_tensors(&path, &extra, None).unwrap();
+        extra.push(("threshold", vec![10], Values::F32(&b)));
+        write_tensors(&path, &extra).unwrap();
         assert!(read(dir.path()).unwrap_err().to_string().contains("threshold"));
-        write_tensors(&path, &tensors(&[0.0; 6])[1..], None).unwrap();
+        write_tensors(&path, &tensors(&[0.0; 6])[1..]).unwrap();
         assert!(read(dir.path()).unwrap_err().to_string().contains("W_enc"));
-        write_tensors(&path, &tensors(&[0.0; 6]), None).unwrap();
+        write_tensors(&path, &tensors(&[0.0; 6])).unwrap();
         assert!(read(dir.path()).is_ok());
+    }
+
+    /// Leaves directories for `tests/saelens_check.py` where `MECHINTERP_SAELENS_CHECK` points, one an architecture.
+    #[test]
+    fn saelens_is_given_what_it_needs_to_check_us() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = std::env::var_os("MECHINTERP_SAELENS_CHECK").map_or(tmp.path().into(), std::path::PathBuf::from);
+        let top_k = |rescale| Architecture::TopK { k: 7, rescale_acts_by_decoder_norm: rescale };
+        let architectures = [Architecture::Relu, Architecture::JumpRelu, top_k(false), top_k(true)];
+        for (i, architecture) in architectures.into_iter().enumerate() {
+            let dir = root.join(format!("{i}-{}", architecture.name()));
+            std::fs::create_dir_all(&dir).unwrap();
+            let mut dictionary = random(architecture, 48, 160);
+            dictionary.config.metadata.hook_name = Some("blocks.0.hook_resid_post".into());
+            crate::dictionary::scale::fold(&mut dictionary, 0.37);
+            let x = crate::ops::gemm::tests::numbers(64 * 48, "x");
+            let codes = dictionary.encode(&x).unwrap();
+            let decoded = dictionary.decode(&codes).unwrap();
+            let dense = codes.to_dense();
+            assert!(dense.iter().any(|z| *z > 0.0));
+            write(&dir, &dictionary).unwrap();
+            let tensors = [
+                ("x", vec![64, 48], Values::F32(&x)),
+                ("codes", vec![64, 160], Values::F32(&dense)),
+                ("x_hat", vec![64, 48], Values::F32(&decoded)),
+            ];
+            write_tensors(&dir.join("check.safetensors"), &tensors).unwrap();
+            assert_eq!(read(&dir).unwrap(), dictionary);
+        }
     }
 }

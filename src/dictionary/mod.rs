@@ -21,6 +21,7 @@ mod encoder;
 pub mod io;
 pub mod metrics;
 pub mod scale;
+pub mod train;
 
 use rayon::prelude::*;
 

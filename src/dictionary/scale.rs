@@ -2,7 +2,7 @@
 //! every model and layer (SAELens' `expected_average_only_in`; Conerly et al. 2024, "Update on how we train SAEs").
 //!
 //! `s = √d_in / mean ‖x‖₂`. Folding it afterwards gives a dictionary of raw rows: `W_enc·s`, `W_dec/s`, `b_dec/s`,
-//! with `b_enc` and thresholds unchanged, so activations stay the same numbers.
+//! with `b_enc` and thresholds unchanged. Activations stay the same numbers, except where they carry the decoder norm.
 
 use super::Dictionary;
 use crate::base::{Error, Result};
@@ -52,6 +52,7 @@ impl ScaleEstimate {
 pub fn fold(dictionary: &mut Dictionary, scale: f32) {
     dictionary.w_enc.iter_mut().for_each(|w| *w *= scale);
     dictionary.w_dec.iter_mut().chain(&mut dictionary.b_dec).for_each(|w| *w /= scale);
+    dictionary.activation.decoder_changed(&dictionary.w_dec, dictionary.config.d_out);
 }
 
 #[cfg(test)]

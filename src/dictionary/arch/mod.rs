@@ -111,6 +111,14 @@ impl Activation {
         }
     }
 
+    /// Follows a change of the decoder `w_dec`, `[f, d_out]`.
+    pub(super) fn decoder_changed(&mut self, w_dec: &[f32], d_out: usize) {
+        match self {
+            Self::Relu | Self::JumpRelu(_) => {}
+            Self::TopK(top_k) => top_k.decoder_changed(w_dec, d_out),
+        }
+    }
+
     /// Whether this is the activation that `config` names, with one value a feature in each tensor.
     pub(super) fn check(&self, config: &DictionaryConfig) -> Result<()> {
         let same = matches!(

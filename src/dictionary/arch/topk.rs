@@ -21,6 +21,10 @@ impl TopK {
         Self { k, norms }
     }
 
+    pub(super) fn decoder_changed(&mut self, w_dec: &[f32], d_out: usize) {
+        *self = Self::new(self.k, self.norms.is_some().then_some(w_dec), d_out);
+    }
+
     pub(super) fn emit(&self, product: &[f32], bias: &[f32], first: u32, scratch: &mut Scratch) -> usize {
         let kept = sparse::compact_positive(product, bias, first, &mut scratch.features, &mut scratch.values, 0);
         if let Some(norms) = &self.norms {

@@ -1,0 +1,388 @@
+//! The built-in world: a closed set of facts, each known to the generator and stated in plain sentences.
+//!
+//! Countries, cities, languages and currencies are real; people, their jobs, towns, animals and friends are drawn
+//! by the seed. A tenth of the two-hop facts is held out: no document states them, and no document even names both
+//! their subject and their object, so a model that answers them has composed them from one-hop facts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+use crate::base::rng::stream;
+
+use super::atlas::{CONTINENTS, COUNTRIES, LANGUAGES, TRANSLATED_CURRENCIES};
+use super::entity::{Article, Entity, EntityId, Kind, Lang};
+use super::grammar::{Roles, capitalise, render, templates};
+use super::lexicon::{ANIMALS, COLOURS, JOBS, OPPOSITES, invented_name};
+use super::relation::Relation;
+
+/// People in the world.
+const PEOPLE: usize = 48;
+
+/// One fact in a held-out set for every `HELD_OUT_EVERY` two-hop facts of a relation.
+const HELD_OUT_EVERY: usize = 10;
+
+/// A statement that the world makes true.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fact {
+    /// What it says.
+    pub relation: Relation,
+    /// Of what.
+    pub subject: EntityId,
+    /// The second number of a sum.
+    pub addend: Option<EntityId>,
+    /// The answer.
+    pub object: EntityId,
+    /// Whether training text never states it.
+    pub held_out: bool,
+}
+
+/// A question with a one-token answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// The beginning of a sentence.
+    pub text: String,
+    /// The one word that completes it.
+    pub answer: String,
+    /// What is asked.
+    pub relation: Relation,
+    /// Language of the sentence.
+    pub lang: Lang,
+    /// Whether training text never states the fact.
+    pub held_out: bool,
+    /// Names of the concepts that the subject expresses, such as `city:Marseille` and `country:France`.
+    pub concepts: Vec<String>,
+    /// Index of the fact in [`World::facts`].
+    pub fact: usize,
+}
+
+/// The entities and facts of one seed.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub(super) seed: u64,
+    entities: Vec<Entity>,
+    facts: Vec<Fact>,
+    by_relation: BTreeMap<Relation, Vec<usize>>,
+    by_subject: BTreeMap<EntityId, Vec<usize>>,
+}
+
+impl World {
+    /// The seed of the world that the built-in model was trained on.
+    pub const BUILT_IN_SEED: u64 = 1;
+
+    /// The world of `seed`. The same seed gives the same world on every platform.
+    pub fn new(seed: u64) -> Self {
+        let mut builder = Builder::default();
+        builder.geography();
+        builder.words();
+        builder.people(seed);
+        builder.sums();
+        let Builder { entities, mut facts, .. } = builder;
+        compose(&mut facts);
+        let mut world = Self { seed, entities, facts, by_relation: BTreeMap::new(), by_subject: BTreeMap::new() };
+        world.hold_out();
+        for (i, fact) in world.facts.iter().enumerate() {
+            world.by_relation.entry(fact.relation).or_default().push(i);
+            world.by_subject.entry(fact.subject).or_default().push(i);
+        }
+        world
+    }
+
+    /// Every entity; an [`EntityId`] is an index into this list.
+    pub fn entities(&self) -> &[Entity] {
+        &self.entities
+    }
+
+    /// Every fact, one-hop facts first.
+    pub fn facts(&self) -> &[Fact] {
+        &self.facts
+    }
+
+    /// Indices of a relation's facts.
+    pub fn facts_of(&self, relation: Relation) -> &[usize] {
+        self.by_relation.get(&relation).map_or(&[], Vec::as_slice)
+    }
+
+    /// Indices of the facts about an entity.
+    pub fn facts_about(&self, subject: EntityId) -> &[usize] {
+        self.by_subject.get(&subject).map_or(&[], Vec::as_slice)
+    }
+
+    /// The object of a one-hop or two-hop relation.
+    pub fn object(&self, relation: Relation, subject: EntityId) -> Option<EntityId> {
+        self.facts_about(subject).iter().map(|&i| &self.facts[i]).find(|f| f.relation == relation).map(|f| f.object)
+    }
+
+    /// The entity of a kind with this English name.
+    pub fn find(&self, kind: Kind, english: &str) -> Option<EntityId> {
+        self.entities.iter().position(|e| e.kind == kind && e.names[0] == english)
+    }
+
+    /// One prompt for every one-hop fact and language that can state it.
+    pub fn single_hop_prompts(&self) -> Vec<Prompt> {
+        self.prompts(1)
+    }
+
+    /// One prompt for every two-hop fact and language that can state it.
+    pub fn two_hop_prompts(&self) -> Vec<Prompt> {
+        self.prompts(2)
+    }
+
+    fn prompts(&self, hops: usize) -> Vec<Prompt> {
+        let chosen = self.facts.iter().enumerate().filter(|(_, fact)| fact.relation.hop_count() == hops);
+        chosen.flat_map(|(i, _)| Lang::ALL.into_iter().filter_map(move |lang| self.prompt(i, lang))).collect()
+    }
+
+    /// The prompt of one fact in one language, when that language states such facts.
+    pub fn prompt(&self, fact: usize, lang: Lang) -> Option<Prompt> {
+        let Fact { relation, subject, held_out, .. } = *self.facts.get(fact)?;
+        let template = templates(relation, lang).first()?;
+        let sentence = self.state(fact, template, lang);
+        let answer = self.answer(fact, lang).to_owned();
+        let text = capitalise(sentence.strip_suffix(&answer)?).trim_end().to_owned();
+        Some(Prompt { text, answer, relation, lang, held_out, concepts: self.subject_concepts(subject), fact })
+    }
+
+    /// The word that completes the prompt of a fact.
+    pub fn answer(&self, fact: usize, lang: Lang) -> &str {
+        let Fact { relation, object, .. } = self.facts[fact];
+        self.entities[object].name(relation.object_lang(lang))
+    }
+
+    /// Fills a template with a fact, without capital letter and full stop.
+    pub(super) fn state(&self, fact: usize, template: &str, lang: Lang) -> String {
+        self.state_marked(fact, template, lang, false)
+    }
+
+    /// As [`World::state`], with the object marked if `mark`.
+    pub(super) fn state_marked(&self, fact: usize, template: &str, lang: Lang, mark: bool) -> String {
+        let Fact { relation, subject, addend, object, .. } = self.facts[fact];
+        let roles = Roles {
+            subject: &self.entities[subject],
+            addend: addend.map(|id| &self.entities[id]),
+            object: &self.entities[object],
+            object_lang: relation.object_lang(lang),
+            mark,
+        };
+        render(template, lang, roles)
+    }
+
+    /// The country an entity belongs to: itself, or that of a city.
+    pub fn country_of(&self, id: EntityId) -> Option<EntityId> {
+        match self.entities[id].kind {
+            Kind::Country => Some(id),
+            Kind::City => self.object(Relation::CityCountry, id),
+            _ => None,
+        }
+    }
+
+    /// `kind:Name` of an entity.
+    pub fn concept_name(&self, id: EntityId) -> String {
+        let Entity { kind, names, .. } = &self.entities[id];
+        format!("{}:{}", kind.name(), names[0])
+    }
+
+    /// The answer that `prompt` would have if its subject belonged to `country`: for questions about countries,
+    /// and about cities and capitals by way of their country. `None` for other questions.
+    pub fn counterfactual(&self, prompt: &Prompt, country: EntityId) -> Option<&str> {
+        let about_countries = [Relation::Capital, Relation::Language, Relation::Currency, Relation::Continent];
+        let relation = prompt.relation.hops().last().copied().unwrap_or(prompt.relation);
+        let object = match relation {
+            Relation::CityCountry | Relation::CapitalOf => Some(country),
+            _ if about_countries.contains(&relation) => self.object(relation, country),
+            _ => None,
+        }?;
+        Some(self.entities[object].name(prompt.lang))
+    }
+
+    fn subject_concepts(&self, subject: EntityId) -> Vec<String> {
+        let mut names = vec![self.concept_name(subject)];
+        if self.entities[subject].kind == Kind::City {
+            names.extend(self.country_of(subject).map(|country| self.concept_name(country)));
+        }
+        names
+    }
+
+    /// Marks every tenth two-hop fact of each relation, drawn by the seed: at most one a country for city
+    /// relations, and none whose subject and object are also joined by another fact.
+    fn hold_out(&mut self) {
+        let mut pairs = BTreeMap::new();
+        for fact in &self.facts {
+            *pairs.entry((fact.subject, fact.object)).or_insert(0) += 1;
+        }
+        for &relation in Relation::ALL.iter().filter(|r| r.hop_count() == 2) {
+            let mut candidates: Vec<usize> =
+                (0..self.facts.len()).filter(|&i| self.facts[i].relation == relation).collect();
+            let wanted = candidates.len().div_ceil(HELD_OUT_EVERY);
+            candidates.shuffle(&mut stream(self.seed, &format!("demo/held-out/{}", relation.name())));
+            let mut groups = BTreeSet::new();
+            let mut left = wanted;
+            for i in candidates {
+                let Fact { subject, object, .. } = self.facts[i];
+                let unique = matches!(relation, Relation::OppositeFrench | Relation::OppositeSpanish)
+                    || pairs.get(&(subject, object)) == Some(&1);
+                let group = (relation == Relation::CityCapital).then_some(object).unwrap_or(subject);
+                if left > 0 && unique && groups.insert(group) {
+                    self.facts[i].held_out = true;
+                    left -= 1;
+                }
+            }
+        }
+    }
+}
+
+/// Collects entities and one-hop facts.
+#[derive(Default)]
+struct Builder {
+    entities: Vec<Entity>,
+    facts: Vec<Fact>,
+    ids: BTreeMap<(Kind, String), EntityId>,
+}
+
+impl Builder {
+    fn add(&mut self, kind: Kind, names: [&str; 3], articles: [Article; 2]) -> EntityId {
+        let id = self.entities.len();
+        self.entities.push(Entity { kind, names: names.map(str::to_owned), articles });
+        self.ids.insert((kind, names[0].to_owned()), id);
+        id
+    }
+
+    fn plain(&mut self, kind: Kind, names: [&str; 3]) -> EntityId {
+        self.add(kind, names, [Article::Bare, Article::Bare])
+    }
+
+    /// The entity of this English name, added under that name in every language if it is new.
+    fn get(&mut self, kind: Kind, english: &str) -> EntityId {
+        match self.ids.get(&(kind, english.to_owned())) {
+            Some(&id) => id,
+            None => self.plain(kind, [english; 3]),
+        }
+    }
+
+    fn fact(&mut self, relation: Relation, subject: EntityId, object: EntityId) {
+        self.facts.push(Fact { relation, subject, addend: None, object, held_out: false });
+    }
+
+    fn geography(&mut self) {
+        for &names in CONTINENTS {
+            self.plain(Kind::Continent, names);
+        }
+        for &names in LANGUAGES {
+            self.plain(Kind::Language, names);
+        }
+        for &names in TRANSLATED_CURRENCIES {
+            self.plain(Kind::Currency, names);
+        }
+        for row in COUNTRIES {
+            let country = self.add(Kind::Country, row.names, [row.french, Article::Bare]);
+            let continent = self.get(Kind::Continent, row.continent);
+            let language = self.get(Kind::Language, row.language);
+            let currency = self.get(Kind::Currency, row.currency);
+            self.fact(Relation::Continent, country, continent);
+            self.fact(Relation::Language, country, language);
+            self.fact(Relation::Currency, country, currency);
+            for (i, city) in row.cities.into_iter().enumerate() {
+                let city = self.plain(Kind::City, [city; 3]);
+                self.fact(Relation::CityCountry, city, country);
+                if i == 0 {
+                    self.fact(Relation::Capital, country, city);
+                    self.fact(Relation::CapitalOf, city, country);
+                }
+            }
+        }
+    }
+
+    fn words(&mut self) {
+        for &[left, right] in OPPOSITES {
+            let (left, right) = (self.plain(Kind::Adjective, left), self.plain(Kind::Adjective, right));
+            self.fact(Relation::Opposite, left, right);
+            self.fact(Relation::Opposite, right, left);
+        }
+        for &names in COLOURS {
+            self.plain(Kind::Colour, names);
+        }
+        for row in ANIMALS {
+            let animal = self.add(Kind::Animal, row.names, row.articles);
+            let colour = self.get(Kind::Colour, row.colour);
+            let size = self.get(Kind::Adjective, row.size);
+            self.fact(Relation::Colour, animal, colour);
+            self.fact(Relation::Size, animal, size);
+        }
+        for id in 0..self.entities.len() {
+            if matches!(self.entities[id].kind, Kind::Adjective | Kind::Colour | Kind::Animal) {
+                self.fact(Relation::ToFrench, id, id);
+                self.fact(Relation::ToSpanish, id, id);
+            }
+        }
+    }
+
+    fn people(&mut self, seed: u64) {
+        let mut rng = stream(seed, "demo/people");
+        let taken: BTreeSet<String> =
+            self.entities.iter().flat_map(|e| &e.names).map(|name| name.to_lowercase()).collect();
+        let mut names = BTreeSet::new();
+        while names.len() < PEOPLE {
+            let name = invented_name(&mut rng);
+            if !taken.contains(&name.to_lowercase()) {
+                names.insert(name);
+            }
+        }
+        let people: Vec<EntityId> = names.iter().map(|name| self.get(Kind::Person, name)).collect();
+        let jobs: Vec<EntityId> = JOBS.iter().map(|&names| self.plain(Kind::Job, names)).collect();
+        let of_kind = |builder: &Self, kind| -> Vec<EntityId> {
+            (0..builder.entities.len()).filter(|&id| builder.entities[id].kind == kind).collect()
+        };
+        let (mut cities, mut animals) = (of_kind(self, Kind::City), of_kind(self, Kind::Animal));
+        cities.shuffle(&mut rng);
+        animals.shuffle(&mut rng);
+        let mut circle = people.clone();
+        circle.shuffle(&mut rng);
+        for (i, &person) in people.iter().enumerate() {
+            self.fact(Relation::Job, person, jobs[rng.random_range(0..jobs.len())]);
+            self.fact(Relation::Town, person, cities[i % cities.len()]);
+            self.fact(Relation::Pet, person, animals[i % animals.len()]);
+        }
+        // One circle through everybody: nobody is their own best friend, nor the best friend's best friend.
+        for (i, &person) in circle.iter().enumerate() {
+            self.fact(Relation::Friend, person, circle[(i + 1) % circle.len()]);
+        }
+    }
+
+    fn sums(&mut self) {
+        let numbers: Vec<EntityId> = (0..=18).map(|n: u32| self.get(Kind::Number, &n.to_string())).collect();
+        for a in 0..10 {
+            for b in 0..10 {
+                let (subject, object) = (numbers[a], numbers[a + b]);
+                self.facts.push(Fact {
+                    relation: Relation::Sum,
+                    subject,
+                    addend: Some(numbers[b]),
+                    object,
+                    held_out: false,
+                });
+            }
+        }
+    }
+}
+
+/// Appends the two-hop facts that follow from the one-hop facts. Capitals are subjects of the relations about
+/// capitals, other cities of those about cities.
+fn compose(facts: &mut Vec<Fact>) {
+    let one_hop: BTreeMap<(Relation, EntityId), EntityId> =
+        facts.iter().filter(|f| f.addend.is_none()).map(|f| ((f.relation, f.subject), f.object)).collect();
+    let city_relations =
+        [Relation::CityCapital, Relation::CityLanguage, Relation::CityCurrency, Relation::CityContinent];
+    for &relation in Relation::ALL {
+        let [first, second] = relation.hops() else { continue };
+        for (&(hop, subject), middle) in &one_hop {
+            let capital = one_hop.contains_key(&(Relation::CapitalOf, subject));
+            if hop != *first || (capital && city_relations.contains(&relation)) {
+                continue;
+            }
+            if let Some(&object) = one_hop.get(&(*second, *middle)) {
+                facts.push(Fact { relation, subject, addend: None, object, held_out: false });
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Which features fire, how often, and what becomes of those that stopped.
+//!
+//! A feature that has not fired for a window of steps gets no gradient and would stay dead. It is started again at
+//! rows that the dictionary reconstructs badly, drawn with probability proportional to their squared error: its
+//! decoder row points along the row's residual, its encoder row too, and its Adam moments are zero (after Bricken et
+//! al. 2023, appendix "Neuron resampling", which uses the row itself).
+
+use rand::Rng;
+
+use super::parameters::{Parameters, State};
+use super::step::encode;
+use crate::base::rng;
+use crate::dictionary::encoder::centered;
+use crate::ops::{dot, sparse, squared_norm};
+
+/// Encoder rows start again at this share of the mean encoder norm of living features (Bricken et al. 2023).
+const ENCODER_SHARE: f32 = 0.2;
+/// The encoder bias starts again at minus this share of what the chosen row excites, so that a revived feature fires
+/// on rows like its own and not on half of all rows.
+const BIAS_SHARE: f32 = 0.5;
+/// Rows over which firing frequencies are counted before the count starts anew.
+const FREQUENCY_ROWS: u64 = 1 << 20;
+
+/// How features have fired so far.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Activity {
+    /// Steps since each feature last fired, `[f]`.
+    pub(super) since_fired: Vec<u32>,
+    /// Rows on which each fired in the last whole counting period, `[f]`.
+    pub(super) previous: Vec<u32>,
+    /// Rows on which each fired in this period, `[f]`.
+    pub(super) current: Vec<u32>,
+    /// Rows of the last whole period.
+    pub(super) previous_rows: u64,
+    /// Rows of this period.
+    pub(super) current_rows: u64,
+}
+
+impl Activity {
+    /// Nothing has happened to `f` features yet.
+    pub(super) fn new(f: usize) -> Self {
+        let zeros = vec![0; f];
+        Self { since_fired: zeros.clone(), previous: zeros.clone(), current: zeros, previous_rows: 0, current_rows: 0 }
+    }
+
+    /// Counts a batch of `rows` rows, on `fired[f]` of which feature `f` fired.
+    pub(super) fn record(&mut self, fired: &[u32], rows: u64) {
+        if self.current_rows >= FREQUENCY_ROWS {
+            std::mem::swap(&mut self.previous, &mut self.current);
+            self.current.fill(0);
+            self.previous_rows = std::mem::take(&mut self.current_rows);
+        }
+        self.current_rows += rows;
+        for ((since, current), fired) in self.since_fired.iter_mut().zip(&mut self.current).zip(fired) {
+            *since = if *fired > 0 { 0 } else { since.saturating_add(1) };
+            *current += fired;
+        }
+    }
+
+    /// Features silent for more than `window` steps, ascending.
+    pub(super) fn dead(&self, window: u64) -> Vec<u32> {
+        (0..).zip(&self.since_fired).filter(|(_, since)| u64::from(**since) >= window).map(|(f, _)| f).collect()
+    }
+
+    /// Share of the last one to two million rows on which each feature fired, `[f]`.
+    pub(super) fn frequencies(&self) -> Vec<f64> {
+        let rows = (self.previous_rows + self.current_rows).max(1) as f64;
+        self.previous.iter().zip(&self.current).map(|(a, b)| (f64::from(*a) + f64::from(*b)) / rows).collect()
+    }
+}
+
+/// Starts `dead` features again at rows of the batch `x`, `[n, d]`; gives those it started, at most one a row.
+pub(super) fn resample(state: &mut State, dead: &[u32], x: &[f32], seed: u64) -> Vec<u32> {
+    let d = state.weights.width;
+    let centered = centered(x, Some(&state.weights.b_dec));
+    let residuals = residuals(&state.weights, x, &centered);
+    let errors: Vec<f32> = residuals.chunks_exact(d).map(squared_norm).collect();
+    let rows = draw(&errors, dead.len(), seed, state.step);
+    let encoder_norm = ENCODER_SHARE * mean_norm(&state.weights.w_enc, d, dead);
+    let decoder_norm = mean_norm(&state.weights.w_dec, d, dead);
+    let revived: Vec<u32> = dead.iter().copied().take(rows.len()).collect();
+    for (&feature, row) in revived.iter().zip(rows) {
+        let feature = feature as usize;
+        let span = feature * d..(feature + 1) * d;
+        let length = errors[row].sqrt();
+        let direction = residuals[row * d..][..d].iter().map(|r| r / length);
+        let State { weights, first, second, .. } = state;
+        for (i, direction) in span.clone().zip(direction) {
+            weights.w_enc[i] = direction * encoder_norm;
+            weights.w_dec[i] = direction * decoder_norm;
+        }
+        let excitation = dot(&weights.w_enc[span.clone()], &centered[row * d..][..d]);
+        weights.b_enc[feature] = -BIAS_SHARE * excitation.max(0.0);
+        for moments in [first, second] {
+            moments.w_enc[span.clone()].fill(0.0);
+            moments.w_dec[span.clone()].fill(0.0);
+            moments.b_enc[feature] = 0.0;
+        }
+    }
+    revived
+}
+
+/// `x − x̂`, `[n, d]`.
+fn residuals(weights: &Parameters, x: &[f32], centered: &[f32]) -> Vec<f32> {
+    let d = weights.width;
+    let codes = encode(weights, centered);
+    let mut residuals = x.to_vec();
+    for (i, row) in residuals.chunks_exact_mut(d).enumerate() {
+        let (features, values) = codes.row(i);
+        let mut reconstruction = weights.b_dec.clone();
+        sparse::decode_row(&mut reconstruction, features, values, &weights.w_dec);
+        row.iter_mut().zip(reconstruction).for_each(|(x, y)| *x -= y);
+    }
+    residuals
+}
+
+/// At most `count` distinct rows with positive error, drawn with probability proportional to it: the rows with the
+/// largest `ln(u) / error` (Efraimidis and Spirakis 2006).
+fn draw(errors: &[f32], count: usize, seed: u64, step: u64) -> Vec<usize> {
+    let mut random = rng::stream(seed, &format!("resampling at step {step}"));
+    let mut keys: Vec<(f64, usize)> = errors
+        .iter()
+        .enumerate()
+        .map(|(row, error)| (random.random_range(f64::MIN_POSITIVE..1.0).ln() / f64::from(*error), row))
+        .filter(|(key, _)| key.is_finite())
+        .collect();
+    keys.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    keys.truncate(count);
+    keys.into_iter().map(|(_, row)| row).collect()
+}
+
+/// Mean norm of the rows of living features; 1 when none lives. `dead` ascends.
+fn mean_norm(rows: &[f32], d: usize, dead: &[u32]) -> f32 {
+    let living = (0u32..).zip(rows.chunks_exact(d)).filter(|(feature, _)| dead.binary_search(feature).is_err());
+    let (sum, count) =
+        living.fold((0.0f64, 0u32), |(sum, n), (_, row)| (sum + f64::from(squared_norm(row)).sqrt(), n + 1));
+    if count == 0 { 1.0 } else { (sum / f64::from(count)) as f32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gemm::tests::numbers;
+
+    #[test]
+    fn features_die_after_a_silent_window_and_frequencies_are_shares() {
+        let mut activity = Activity::new(3);
+        activity.record(&[2, 0, 1], 4);
+        activity.record(&[2, 0, 0], 4);
+        activity.record(&[0, 0, 0], 4);
+        assert_eq!(activity.dead(3), [1]);
+        assert_eq!(activity.dead(2), [1, 2]);
+        assert_eq!(activity.frequencies(), [4.0 / 12.0, 0.0, 1.0 / 12.0]);
+    }
+
+    #[test]
+    fn a_dead_feature_fires_again_on_the_row_it_was_given() {
+        let (d, f) = (6, 5);
+        let mut state = State::new(Parameters::initial(d, f, 0.1, vec![0.0; d], 3));
+        state.weights.b_enc = vec![0.0, 0.0, -100.0, 0.0, -100.0];
+        state.first.w_enc.fill(1.0);
+        let x = numbers(8 * d, "x");
+        let before = state.clone();
+        assert_eq!(resample(&mut state, &[2, 4], &x, 1), [2, 4]);
+        let codes = encode(&state.weights, &x);
+        for feature in [2, 4] {
+            assert!(codes.features.contains(&feature), "{feature}");
+        }
+        assert_eq!(state.weights.w_enc[..2 * d], before.weights.w_enc[..2 * d]);
+        assert_eq!((state.first.w_enc[2 * d], state.first.w_enc[d]), (0.0, 1.0));
+        let mut again = before.clone();
+        resample(&mut again, &[2, 4], &x, 1);
+        assert_eq!(again, state, "the same seed and step");
+    }
+}

@@ -1,0 +1,33 @@
+//! Training of ReLU dictionaries with an L1 penalty, from any [`RowSource`](crate::store::RowSource).
+//!
+//! One step, with `n` rows `x` of mean norm `√d` ([`super::scale`]):
+//!
+//! ```text
+//! x ──► encoder product, ReLU fused ──► sparse codes ──► decode ──► residual
+//!                                            │                        │
+//!                          gradients on active pairs only ◄───────────┘
+//!                                            │
+//!                          clip ──► Adam, one pass over all weights
+//! ```
+//!
+//! Of the five dense products of automatic differentiation only the encoder's remains ([`step`]); [`dense`] is the
+//! same step written with candle's automatic differentiation, for GPUs and as the twin in tests. Everything random is
+//! a named stream of the seed and the step number, so a checkpoint needs no generator state, and a resumed run ends
+//! with the same bits as an uninterrupted one.
+
+mod checkpoint;
+mod dead;
+mod dense;
+mod engine;
+mod loss;
+mod optimiser;
+mod parameters;
+mod run;
+mod schedule;
+mod settings;
+mod step;
+#[cfg(test)]
+mod tests;
+
+pub use run::{METRICS_FILE, MetricsLine, TrainRun, TrainSummary, train};
+pub use settings::{DeadFeatures, DecoderBias, TrainArchitecture, TrainPlan, TrainSettings};

@@ -1,0 +1,267 @@
+//! What a training run can be told, with defaults, and the plan that follows from it and the data.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{Error, Result};
+
+/// Architectures that can be trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainArchitecture {
+    /// ReLU with a decoder-norm-weighted L1 penalty.
+    #[default]
+    Relu,
+}
+
+/// What happens to features that stay silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeadFeatures {
+    /// They are pointed at badly reconstructed rows.
+    #[default]
+    Resample,
+    /// They are counted and left alone.
+    Ignore,
+}
+
+/// Where the decoder bias starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DecoderBias {
+    /// At the mean of the rows that the scale is estimated from.
+    #[default]
+    Mean,
+    /// At zero, as SAELens does.
+    Zero,
+}
+
+/// Settings of a training run. `None` means "from the others", as each field says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainSettings {
+    /// The architecture.
+    pub arch: TrainArchitecture,
+    /// Number of features; `None`: `expansion_factor` times the width.
+    pub d_sae: Option<usize>,
+    /// Features a dimension, where `d_sae` is not given.
+    pub expansion_factor: usize,
+    /// Weight of the L1 penalty, for rows scaled to mean norm `√d`. Higher is sparser.
+    pub l1_coefficient: f64,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Rows a step.
+    pub batch_size: usize,
+    /// Rows to train on, over several passes if need be; the last step is a whole batch.
+    pub tokens: Option<u64>,
+    /// Steps, in place of `tokens`. With neither: one pass over the data.
+    pub steps: Option<u64>,
+    /// Seed of initialisation and resampling.
+    pub seed: u64,
+    /// Steps over which the penalty rises from zero; `None`: a twentieth of all steps.
+    pub l1_warm_up_steps: Option<u64>,
+    /// Steps over which the learning rate rises; `None`: a fiftieth of all steps, at most 1000.
+    pub lr_warm_up_steps: Option<u64>,
+    /// Last steps, over which the learning rate falls to a tenth; `None`: a fifth of all steps.
+    pub lr_decay_steps: Option<u64>,
+    /// Steps without firing after which a feature is dead; `None`: a tenth of all steps, from 50 to 1000.
+    pub dead_feature_window: Option<u64>,
+    /// What happens to dead features.
+    pub dead_features: DeadFeatures,
+    /// Batches from which the input scale and the mean are estimated.
+    pub n_batches_for_norm: u64,
+    /// Norm of a decoder row at the start.
+    pub decoder_init_norm: f64,
+    /// Where the decoder bias starts.
+    pub decoder_bias: DecoderBias,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Steps between lines of `metrics.jsonl`.
+    pub log_every: u64,
+    /// Held-out rows that are measured now and then; at the end eight times as many.
+    pub heldout_rows: u64,
+}
+
+impl Default for TrainSettings {
+    fn default() -> Self {
+        Self {
+            arch: TrainArchitecture::Relu,
+            d_sae: None,
+            expansion_factor: 8,
+            l1_coefficient: 5.0,
+            lr: 1e-3,
+            batch_size: 4096,
+            tokens: None,
+            steps: None,
+            seed: 42,
+            l1_warm_up_steps: None,
+            lr_warm_up_steps: None,
+            lr_decay_steps: None,
+            dead_feature_window: None,
+            dead_features: DeadFeatures::Resample,
+            n_batches_for_norm: 50,
+            decoder_init_norm: 0.1,
+            decoder_bias: DecoderBias::Mean,
+            checkpoint_every: 250,
+            log_every: 10,
+            heldout_rows: 8192,
+        }
+    }
+}
+
+/// Settings with every blank filled in for one source of rows. Two runs with equal plans on equal data are equal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainPlan {
+    /// The architecture.
+    pub arch: TrainArchitecture,
+    /// Width of a row.
+    pub d_in: usize,
+    /// Number of features.
+    pub d_sae: usize,
+    /// Weight of the L1 penalty.
+    pub l1_coefficient: f64,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Rows a step.
+    pub batch_size: usize,
+    /// Steps in all.
+    pub steps: u64,
+    /// Seed.
+    pub seed: u64,
+    /// Steps over which the penalty rises.
+    pub l1_warm_up_steps: u64,
+    /// Steps over which the learning rate rises.
+    pub lr_warm_up_steps: u64,
+    /// Steps over which the learning rate falls.
+    pub lr_decay_steps: u64,
+    /// Silent steps after which a feature is dead.
+    pub dead_feature_window: u64,
+    /// What happens to dead features.
+    pub dead_features: DeadFeatures,
+    /// Batches from which scale and mean are estimated.
+    pub n_batches_for_norm: u64,
+    /// Norm of a decoder row at the start.
+    pub decoder_init_norm: f64,
+    /// Where the decoder bias starts.
+    pub decoder_bias: DecoderBias,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Steps between logged lines.
+    pub log_every: u64,
+    /// Held-out rows measured now and then.
+    pub heldout_rows: u64,
+}
+
+impl TrainSettings {
+    /// Fills the blanks for `rows` rows of width `d_in`.
+    ///
+    /// # Errors
+    /// `Flag` for a value that makes no sense, alone or with the others.
+    pub fn plan(&self, d_in: usize, rows: u64) -> Result<TrainPlan> {
+        self.check()?;
+        let rows = positive("--cache", rows, "it holds no rows to train on: cache more text")?;
+        let batch = self.batch_size as u64;
+        let steps = match (self.steps, self.tokens) {
+            (Some(_), Some(_)) => {
+                return Err(Error::flag("--steps", "either --steps or --tokens", "both", "leave one of them out"));
+            }
+            (Some(steps), None) => positive("--steps", steps, "give at least one step")?,
+            (None, Some(tokens)) => positive("--tokens", tokens, "give at least one token")?.div_ceil(batch),
+            (None, None) => rows.div_ceil(batch),
+        };
+        let d_sae = match self.d_sae {
+            Some(d_sae) => d_sae,
+            None => d_in.saturating_mul(self.expansion_factor),
+        };
+        if d_sae == 0 || u32::try_from(d_sae).is_err() {
+            return Err(Error::flag("--d-sae", "1 to 4294967295 features", d_sae, "the usual size is 8 × the width"));
+        }
+        let decay = self.lr_decay_steps.unwrap_or(steps / 5);
+        let warm_up = self.lr_warm_up_steps.unwrap_or((steps / 50).min(1000));
+        if warm_up.saturating_add(decay) > steps {
+            return Err(Error::flag(
+                "--lr-decay-steps",
+                format!("warm-up and decay within the {steps} steps"),
+                format!("{warm_up} + {decay}"),
+                "shorten them, or train longer",
+            ));
+        }
+        Ok(TrainPlan {
+            arch: self.arch,
+            d_in,
+            d_sae,
+            l1_coefficient: self.l1_coefficient,
+            lr: self.lr,
+            batch_size: self.batch_size,
+            steps,
+            seed: self.seed,
+            l1_warm_up_steps: self.l1_warm_up_steps.unwrap_or(steps / 20),
+            lr_warm_up_steps: warm_up,
+            lr_decay_steps: decay,
+            dead_feature_window: self.dead_feature_window.unwrap_or((steps / 10).clamp(50, 1000)),
+            dead_features: self.dead_features,
+            n_batches_for_norm: self.n_batches_for_norm,
+            decoder_init_norm: self.decoder_init_norm,
+            decoder_bias: self.decoder_bias,
+            checkpoint_every: self.checkpoint_every,
+            log_every: self.log_every,
+            heldout_rows: self.heldout_rows,
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        let rates = [("--lr", self.lr, false), ("--l1-coefficient", self.l1_coefficient, true)];
+        for (flag, value, zero) in rates {
+            if !value.is_finite() || value < 0.0 || (value == 0.0 && !zero) {
+                return Err(Error::flag(flag, "a positive number", value, "leave it out for the default"));
+            }
+        }
+        if !(self.decoder_init_norm.is_finite() && self.decoder_init_norm > 0.0) {
+            let remedy = "leave it out for the default, 0.1";
+            return Err(Error::flag("--decoder-init-norm", "a positive number", self.decoder_init_norm, remedy));
+        }
+        positive("--batch-size", self.batch_size as u64, "the default is 4096")?;
+        positive("--log-every", self.log_every, "the default is 10")?;
+        positive("--checkpoint-every", self.checkpoint_every, "the default is 250")?;
+        positive("--n-batches-for-norm", self.n_batches_for_norm, "the default is 50")?;
+        positive("--dead-feature-window", self.dead_feature_window.unwrap_or(1), "leave it out for the default")?;
+        Ok(())
+    }
+}
+
+fn positive(flag: &'static str, value: u64, remedy: &str) -> Result<u64> {
+    if value > 0 { Ok(value) } else { Err(Error::flag(flag, "a positive number", value, remedy)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blanks_follow_from_the_data() {
+        let plan = TrainSettings::default().plan(576, 1_000_000).unwrap();
+        assert_eq!((plan.d_sae, plan.steps, plan.lr_decay_steps, plan.dead_feature_window), (4608, 245, 49, 50));
+        let settings = TrainSettings { tokens: Some(5_000_000), d_sae: Some(100), ..TrainSettings::default() };
+        let plan = settings.plan(576, 10).unwrap();
+        assert_eq!((plan.d_sae, plan.steps), (100, 1221));
+    }
+
+    #[test]
+    fn nonsense_is_an_error_that_names_the_flag() {
+        let base = TrainSettings::default;
+        let wrong = [
+            ("--lr", TrainSettings { lr: -1.0, ..base() }),
+            ("--lr", TrainSettings { lr: 0.0, ..base() }),
+            ("--l1-coefficient", TrainSettings { l1_coefficient: f64::NAN, ..base() }),
+            ("--batch-size", TrainSettings { batch_size: 0, ..base() }),
+            ("--steps", TrainSettings { steps: Some(0), ..base() }),
+            ("--steps", TrainSettings { steps: Some(1), tokens: Some(1), ..base() }),
+            ("--d-sae", TrainSettings { d_sae: Some(0), ..base() }),
+            ("--lr-decay-steps", TrainSettings { steps: Some(10), lr_decay_steps: Some(11), ..base() }),
+        ];
+        for (flag, settings) in wrong {
+            let error = settings.plan(8, 100).unwrap_err().to_string();
+            assert!(error.starts_with(flag), "{flag}: {error}");
+        }
+        assert!(base().plan(8, 0).is_err());
+    }
+}

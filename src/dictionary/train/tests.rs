@@ -1,0 +1,222 @@
+//! Whole runs: known features are found, cut-off runs end as whole ones do, failures are clear.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::Device;
+use rand::Rng;
+
+use super::*;
+use crate::base::rng::{self, Permutation};
+use crate::base::{Artifact, Error, Progress, Result, Silent, Unit};
+use crate::dictionary::{Metadata, io};
+use crate::ops::gemm::tests::with_threads;
+use crate::ops::{dot, squared_norm};
+use crate::store::RowSource;
+
+/// Rows in memory, in another order each pass.
+struct Rows {
+    data: Vec<f32>,
+    width: usize,
+    position: u64,
+}
+
+impl RowSource for Rows {
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn rows(&self) -> u64 {
+        (self.data.len() / self.width) as u64
+    }
+
+    fn next_batch(&mut self, n: usize, out: &mut Vec<f32>) -> Result<()> {
+        out.clear();
+        for _ in 0..n {
+            let (pass, i) = (self.position / self.rows(), self.position % self.rows());
+            let row = Permutation::new(self.rows(), pass, "rows").at(i) as usize;
+            out.extend_from_slice(&self.data[row * self.width..][..self.width]);
+            self.position += 1;
+        }
+        Ok(())
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn seek(&mut self, position: u64) -> Result<()> {
+        self.position = position;
+        Ok(())
+    }
+}
+
+/// `n` rows that are sums of a few of `f` random unit directions, more directions than dimensions.
+fn superposition(d: usize, f: usize, n: usize) -> (Vec<f32>, Rows) {
+    let mut random = rng::stream(5, "superposition");
+    let mut directions: Vec<f32> = (0..d * f).map(|_| random.random_range(-1.0..1.0)).collect();
+    for row in directions.chunks_exact_mut(d) {
+        let norm = squared_norm(row).sqrt();
+        for x in row {
+            *x /= norm;
+        }
+    }
+    let mut data = vec![0.3; n * d];
+    for row in data.chunks_exact_mut(d) {
+        for direction in directions.chunks_exact(d) {
+            if random.random_bool(0.04) {
+                let size = random.random_range(2.0..6.0);
+                row.iter_mut().zip(direction).for_each(|(x, w)| *x += size * w);
+            }
+        }
+    }
+    (directions, Rows { data, width: d, position: 0 })
+}
+
+fn run(source: &mut Rows, settings: &TrainSettings, out: &Artifact, progress: &dyn Progress) -> Result<TrainSummary> {
+    let mut heldout = Rows { data: source.data[..300 * source.width].to_vec(), width: source.width, position: 0 };
+    let metadata = Metadata { hook_name: Some("blocks.0.hook_resid_post".into()), ..Metadata::default() };
+    let heldout = Some(&mut heldout as &mut dyn RowSource);
+    train(TrainRun { source, heldout, settings, metadata, device: &Device::Cpu, out, progress })
+}
+
+/// Says that the user stopped when step `n` is done.
+struct StopAfter(AtomicU64);
+
+impl Progress for StopAfter {
+    fn begin(&self, _: &str, _: u64, _: Unit) {}
+    fn set(&self, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn note(&self, _: &str) {}
+    fn line(&self, _: &str) {}
+    fn warn(&self, text: &str) {
+        panic!("{text}");
+    }
+    fn end(&self) {}
+    fn cancelled(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+}
+
+fn small() -> TrainSettings {
+    TrainSettings {
+        d_sae: Some(100),
+        lr: 1e-2,
+        l1_coefficient: 30.0,
+        l1_warm_up_steps: Some(1),
+        batch_size: 16,
+        steps: Some(40),
+        dead_feature_window: Some(3),
+        checkpoint_every: 9,
+        log_every: 2,
+        ..TrainSettings::default()
+    }
+}
+
+#[test]
+fn known_features_in_superposition_are_found() {
+    let (directions, mut source) = superposition(32, 64, 20_000);
+    let tmp = tempfile::tempdir().unwrap();
+    let out = Artifact::begin(&tmp.path().join("sae"), false).unwrap();
+    let settings = TrainSettings {
+        d_sae: Some(96),
+        lr: 3e-3,
+        l1_coefficient: 1.0,
+        batch_size: 512,
+        steps: Some(1000),
+        log_every: 100,
+        ..TrainSettings::default()
+    };
+    let summary = run(&mut source, &settings, &out, &Silent).unwrap();
+    let dictionary = io::read(out.dir()).unwrap();
+    let best = |direction: &[f32]| {
+        let cosine = |row: &[f32]| dot(row, direction) / squared_norm(row).sqrt().max(1e-9);
+        dictionary.w_dec.chunks_exact(32).map(cosine).fold(0.0, f32::max)
+    };
+    let cosines: Vec<f32> = directions.chunks_exact(32).map(best).collect();
+    let mean = cosines.iter().sum::<f32>() / cosines.len() as f32;
+    let heldout = summary.heldout.unwrap();
+    println!("mean max cosine {mean}, {heldout:?}");
+    assert!(mean >= 0.95, "mean max cosine {mean}");
+    assert!(heldout.explained_variance > 0.9 && heldout.l0 < 8.0, "{heldout:?}");
+}
+
+#[test]
+fn a_resumed_run_ends_as_an_uninterrupted_one() {
+    let tmp = tempfile::tempdir().unwrap();
+    let files = |dir: &Path| {
+        ["sae_weights.safetensors", "sparsity.safetensors", "cfg.json", "metrics.jsonl"]
+            .map(|name| std::fs::read(dir.join(name)).unwrap())
+    };
+    let whole_dir = Artifact::begin(&tmp.path().join("whole"), false).unwrap();
+    let (_, mut source) = superposition(12, 24, 1000);
+    let whole = run(&mut source, &small(), &whole_dir, &Silent).unwrap();
+    assert!(whole.resampled > 0, "dead features are part of the test");
+    for stop in [17, 18, 3] {
+        let path = tmp.path().join(format!("cut at {stop}"));
+        let (_, mut source) = superposition(12, 24, 1000);
+        let cut = Artifact::begin(&path, false).unwrap();
+        let error = run(&mut source, &small(), &cut, &StopAfter(stop.into())).unwrap_err();
+        assert!(matches!(&error, Error::Interrupted { .. }) && error.to_string().contains("--resume"), "{error}");
+        drop(cut);
+        let resumed = Artifact::begin(&path, true).unwrap();
+        let summary = with_threads(1, || run(&mut source, &small(), &resumed, &Silent)).unwrap();
+        assert_eq!(summary, whole, "cut at {stop}");
+        assert!(files(resumed.dir()) == files(whole_dir.dir()), "cut at {stop}");
+    }
+}
+
+#[test]
+fn a_run_that_died_goes_on_from_the_last_good_checkpoint() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (_, mut source) = superposition(12, 24, 1000);
+    let out = Artifact::begin(&tmp.path().join("sae"), false).unwrap();
+    let whole = run(&mut source, &small(), &out, &Silent).unwrap();
+    let metrics = std::fs::read(out.dir().join(METRICS_FILE)).unwrap();
+    let mut checkpoints: Vec<_> =
+        std::fs::read_dir(out.dir().join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
+    checkpoints.sort();
+    assert_eq!(checkpoints.len(), 2);
+    let bytes = std::fs::read(&checkpoints[1]).unwrap();
+    std::fs::write(&checkpoints[1], &bytes[..bytes.len() / 2]).unwrap();
+    assert_eq!(run(&mut source, &small(), &out, &Silent).unwrap(), whole);
+    assert_eq!(std::fs::read(out.dir().join(METRICS_FILE)).unwrap(), metrics);
+}
+
+#[test]
+fn other_settings_do_not_continue_a_run() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (_, mut source) = superposition(12, 24, 1000);
+    let out = Artifact::begin(&tmp.path().join("sae"), false).unwrap();
+    run(&mut source, &small(), &out, &StopAfter(3.into())).unwrap_err();
+    let error = run(&mut source, &TrainSettings { lr: 2e-2, ..small() }, &out, &Silent).unwrap_err().to_string();
+    assert!(error.contains("lr 0.01 then") && error.contains("lr 0.02 now"), "{error}");
+}
+
+#[test]
+fn a_diverging_run_says_what_to_do() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (_, mut source) = superposition(12, 24, 1000);
+    let out = Artifact::begin(&tmp.path().join("sae"), false).unwrap();
+    let settings = TrainSettings { lr: 1e30, checkpoint_every: 1, ..small() };
+    let error = run(&mut source, &settings, &out, &Silent).unwrap_err();
+    assert!(matches!(&error, Error::NonFinite { .. }) && error.to_string().contains("--lr"), "{error}");
+}
+
+#[test]
+fn heldout_rows_of_another_width_are_refused_at_once() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (_, mut source) = superposition(12, 24, 100);
+    let (_, mut other) = superposition(10, 24, 100);
+    let out = Artifact::begin(&tmp.path().join("sae"), false).unwrap();
+    let error = train(TrainRun {
+        source: &mut source,
+        heldout: Some(&mut other),
+        settings: &small(),
+        metadata: Metadata::default(),
+        device: &Device::Cpu,
+        out: &out,
+        progress: &Silent,
+    });
+    assert!(matches!(error, Err(Error::Mismatch { .. })));
+}
