@@ -98,8 +98,8 @@ impl<'a> LiveSequences<'a> {
     /// median is over all rows that the other rules keep.
     ///
     /// # Errors
-    /// `Unknown` or `Unsupported` for a hook that the model lacks or that has no fixed width, `Missing` when there are
-    /// no sequences, `NonFinite`, `Interrupted`, and whatever the model gives.
+    /// `Unknown` or `Unsupported` for a hook that the model lacks or that has no fixed width, `Unsupported` when there
+    /// are no sequences, `NonFinite`, `Interrupted`, and whatever the model gives.
     pub fn new(
         model: &'a Model,
         hook: HookPoint,
