@@ -161,6 +161,11 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// `Io` when the disk is full or the directory is not writable; the temporary file is removed.
 pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        // A rename would replace a pipe or device such as /dev/null by a file.
+        let written = OpenOptions::new().write(true).open(path).and_then(|mut file| fill(&mut file));
+        return written.map_err(Error::io("write to", path));
+    }
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
@@ -237,6 +242,14 @@ mod tests {
         artifact.finish(&record()).unwrap();
         assert!(target.join("run.json").exists() && target.join("part").exists());
         assert!(matches!(Artifact::begin(&target, true), Err(Error::OutputInUse { .. })), "exists");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn devices_are_written_to_and_not_replaced() {
+        use std::os::unix::fs::FileTypeExt;
+        write_atomic(Path::new("/dev/null"), b"x").unwrap();
+        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
     }
 
     #[test]

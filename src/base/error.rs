@@ -130,7 +130,7 @@ pub enum Error {
         remedy: String,
     },
     /// The tokenizer failed.
-    #[error("tokenizer failed to {action}: {why}\n  file: {}", path.display())]
+    #[error("tokenizer failed to {action}: {why}\n  remedy: {}\n  file: {}", tokenizer_remedy(action), path.display())]
     Tokenizer {
         /// "load", "encode", "decode".
         action: &'static str,
@@ -217,11 +217,23 @@ fn io_remedy(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind as K;
     match source.kind() {
         K::StorageFull | K::QuotaExceeded => {
-            "\n  remedy: free some disk space, then run the same command with --resume; finished parts are kept"
+            "\n  remedy: free some disk space, then run the same command again, with --resume where it has that flag; \
+             finished parts are kept"
+        }
+        K::FileTooLarge => {
+            "\n  remedy: raise the limit on file sizes (`ulimit -f`, or the file system's), then run the same command \
+             again, with --resume where it has that flag; finished parts are kept"
         }
         K::PermissionDenied => "\n  remedy: check the permissions of the file and its directory",
-        K::NotFound => "\n  remedy: check the path",
+        K::NotFound | K::NotADirectory | K::IsADirectory => "\n  remedy: check the path",
         _ => "",
+    }
+}
+
+fn tokenizer_remedy(action: &str) -> &'static str {
+    match action {
+        "load" => "the file is damaged or not a Hugging Face tokenizer.json; download it again",
+        _ => "check that the tokenizer belongs to the model; download both again",
     }
 }
 

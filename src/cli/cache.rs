@@ -75,9 +75,9 @@ pub(super) fn count(text: &str) -> Result<u64, String> {
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let summary = collect_from(&args, common, ui)?;
     if ui.json() {
-        ui.out_json(&summary)?
+        ui.out_json(&summary)?;
     } else {
-        print(&summary, ui)?
+        print(&summary, ui)?;
     }
     Ok(Outcome::Done)
 }
@@ -93,7 +93,7 @@ fn collect_from(args: &Args, common: &Common, ui: &Ui) -> Result<CacheSummary> {
     }
     let corpus = Corpus::open(&paths, &args.text_field)?;
     let weights_blake3 = files.weights_hash()?;
-    let opened = open::open_files(files, args.model_dtype, common.device)?;
+    let opened = open::open_files(&files, args.model_dtype, common.device)?;
     let job = CacheJob {
         model: &opened.model,
         model_name: args.model.clone(),

@@ -57,7 +57,10 @@ struct Report {
 }
 
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
-    let reader = CacheReader::open(&args.cache)?;
+    if args.model_sequences == 0 {
+        return Err(Error::flag("--model-sequences", "1 or more", 0, "leave out --model to skip the model's loss"));
+    }
+    let reader = open::cache(&args.cache, ui)?;
     let split = part(&reader, args.held_out)?;
     let dictionaries = args.sae.iter().map(|dir| io::read(dir)).collect::<Result<Vec<_>>>()?;
     let opened = match args.model.as_deref() {
@@ -86,23 +89,27 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         reports.push(Report { sae: dir.clone(), positions, evaluation });
     }
     if ui.json() {
-        ui.out_json(&reports)?
+        ui.out_json(&reports)?;
     } else {
-        print(&reports, ui)?
+        print(&reports, ui)?;
     }
     Ok(Outcome::Done)
 }
 
 /// The sequences to evaluate on.
 fn part(reader: &CacheReader, held_out: f64) -> Result<std::ops::Range<u64>> {
+    if !(held_out > 0.0 && held_out <= 1.0) {
+        return Err(Error::flag("--held-out", "a share above 0, at most 1", held_out, "1 evaluates on all sequences"));
+    }
     if held_out >= 1.0 {
         return Ok(0..reader.sequences());
     }
-    let split = Split::new(reader.sequences(), held_out)?;
-    if split.held_out().is_empty() {
-        return Err(Error::flag("--held-out", "a share above 0, at most 1", held_out, "1 evaluates on all sequences"));
+    let held_out = Split::new(reader.sequences(), held_out)?.held_out();
+    if held_out.is_empty() {
+        let found = format!("none of {} sequences", reader.sequences());
+        return Err(Error::flag("--held-out", "a share that holds a sequence", found, "1 evaluates on all sequences"));
     }
-    Ok(split.held_out())
+    Ok(held_out)
 }
 
 fn print(reports: &[Report], ui: &Ui) -> Result<()> {
@@ -136,8 +143,8 @@ fn print(reports: &[Report], ui: &Ui) -> Result<()> {
 
 /// A metric of any category.
 fn find<'a>(metrics: &'a Value, name: &str) -> &'a Value {
-    let categories = metrics.as_object().into_iter().flat_map(|m| m.values());
-    categories.filter_map(|category| category.get(name)).next().unwrap_or(&Value::Null)
+    let mut categories = metrics.as_object().into_iter().flat_map(|m| m.values());
+    categories.find_map(|category| category.get(name)).unwrap_or(&Value::Null)
 }
 
 fn cell(value: &Value) -> String {

@@ -1,6 +1,6 @@
 //! `mechinterp features`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -14,7 +14,6 @@ use crate::base::{Artifact, DtypeChoice, Error, Result, RunRecord};
 use crate::data::Tokenizer;
 use crate::dictionary::{Dictionary, io};
 use crate::model::Model;
-use crate::store::CacheReader;
 
 use super::feature_page;
 use super::filter::FilterArgs;
@@ -99,6 +98,16 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     if args.top_k == 0 {
         return Err(Error::flag("--top-k", "1 or more examples", 0, "the default is 20"));
     }
+    for (flag, value) in [("--random", args.random), ("--limit", args.limit)] {
+        if value == Some(0) {
+            return Err(Error::flag(flag, "1 or more features", 0, "leave the flag out for all of them"));
+        }
+    }
+    for (flag, value) in [("--min-density", args.min_density), ("--max-density", args.max_density)] {
+        if let Some(share) = value.filter(|share| !(0.0..=1.0).contains(share)) {
+            return Err(Error::flag(flag, "a share of positions, from 0 to 1", share, "0.001 is one in a thousand"));
+        }
+    }
     match (&args.index, &args.sae, &args.cache) {
         (Some(dir), _, _) => {
             let index = IndexFile::open(dir)?;
@@ -127,8 +136,9 @@ struct Sources {
     model_name: String,
 }
 
-fn from_cache(args: &Args, sae: &PathBuf, cache: &PathBuf, common: &Common, ui: &Ui) -> Result<()> {
-    let artifact = args.out.as_ref().map(|out| Artifact::begin(out, false)).transpose()?;
+fn from_cache(args: &Args, sae: &Path, cache: &Path, common: &Common, ui: &Ui) -> Result<()> {
+    // Whatever a cut-off run left is written again as a whole.
+    let artifact = args.out.as_ref().map(|out| Artifact::begin(out, true)).transpose()?;
     let sources = open_sources(args, sae, cache, common, ui)?;
     let settings = IndexSettings { top_k: args.top_k, window: args.context, max_sequences: None };
     let Sources { dictionary, sequences, tokenizer, model, model_name } = &sources;
@@ -153,16 +163,16 @@ fn from_cache(args: &Args, sae: &PathBuf, cache: &PathBuf, common: &Common, ui: 
     show(args, ui, &summaries, &chosen, |feature| Ok(index.record(feature, effects.as_deref(), &piece)))
 }
 
-fn open_sources(args: &Args, sae: &PathBuf, cache: &PathBuf, common: &Common, ui: &Ui) -> Result<Sources> {
+fn open_sources(args: &Args, sae: &Path, cache: &Path, common: &Common, ui: &Ui) -> Result<Sources> {
     let dictionary = io::read(sae)?;
-    let reader = CacheReader::open(cache)?;
+    let reader = open::cache(cache, ui)?;
     let hook = open::cache_hook(&reader, &dictionary, args.hook.as_deref())?;
     let sequences = CacheSequences::open(cache, Some(&hook), args.filter.settings(), ui.progress())?;
     ui.say(sequences.report());
     let model_name = args.model.clone().unwrap_or_else(|| reader.settings().model.name.clone());
     // The cache suffices for everything but the text of tokens and what features write.
     let opened =
-        open::locate(&model_name, ui).and_then(|files| open::open_files(files, DtypeChoice::F32, common.device));
+        open::locate(&model_name, ui).and_then(|files| open::open_files(&files, DtypeChoice::F32, common.device));
     let (tokenizer, model) = match opened {
         Ok(opened) => {
             open::check_tokenizer(&opened.tokenizer, &reader)?;

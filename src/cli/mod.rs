@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::base::{DeviceChoice, Error, Result};
 
 mod cache;
+mod demo;
 mod eval;
 mod feature_page;
 mod features;
@@ -58,6 +59,8 @@ pub struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The whole pipeline on the built-in model, offline, in under a minute.
+    Demo(demo::Args),
     /// Architecture, size, and every hook point with its shape.
     Info(info::Args),
     /// Next-token table for prompts; any hook points to a safetensors file.
@@ -85,11 +88,15 @@ pub enum Outcome {
 
 /// Parses `args` and runs the command. Exit codes: 0 done, 1 the answer is "no", 2 error.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match parse(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version arrive here as well; clap knows which stream each belongs to.
-            return if error.print().is_ok() && !error.use_stderr() { ExitCode::SUCCESS } else { ExitCode::from(2) };
+            let printed = match error.print() {
+                Err(e) => e.kind() == std::io::ErrorKind::BrokenPipe,
+                Ok(()) => true,
+            };
+            return if printed && !error.use_stderr() { ExitCode::SUCCESS } else { ExitCode::from(2) };
         }
     };
     let ui = Ui::new(cli.common.json, cli.common.quiet, cli.common.verbose);
@@ -104,8 +111,17 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// As `Cli::try_parse_from`, with `-1` taken as a value of the flag before it, so that the error names that flag.
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let numbers = |arg: clap::Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
+    let mut command = Cli::command().mut_args(numbers).mut_subcommands(|command| command.mut_args(numbers));
+    let mut matches = command.try_get_matches_from_mut(args)?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
 fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
     match command {
+        Command::Demo(args) => demo::run(args, common, ui),
         Command::Info(args) => info::run(args, ui),
         Command::Run(args) => run::run(args, common, ui),
         Command::Cache(args) => cache::run(args, common, ui),

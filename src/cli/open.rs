@@ -8,6 +8,7 @@ use crate::base::artifact::read_json;
 use crate::base::{DeviceChoice, DtypeChoice, Error, Result};
 use crate::data::hub::{ModelFiles, locate_model};
 use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
+use crate::demo::built_in;
 use crate::dictionary::Dictionary;
 use crate::model::{Model, ModelConfig, family};
 use crate::store::CacheReader;
@@ -18,26 +19,30 @@ use super::render::Ui;
 pub(crate) struct Opened {
     pub(crate) model: Model,
     pub(crate) tokenizer: Tokenizer,
-    pub(crate) files: ModelFiles,
 }
 
 /// The files behind a MODEL argument; `demo` is unpacked once into the user's cache directory.
 pub(crate) fn locate(reference: &str, ui: &Ui) -> Result<ModelFiles> {
-    locate_model(reference, ui.progress())
+    if reference != "demo" {
+        return locate_model(reference, ui.progress());
+    }
+    let dir = built_in::unpack(&cache_dir().join(format!("demo-{}", built_in::fingerprint())))?;
+    let files = locate_model(&dir.display().to_string(), ui.progress())?;
+    Ok(ModelFiles { dir_or_name: "demo".into(), ..files })
 }
 
 /// Opens a MODEL argument.
 pub(crate) fn open(reference: &str, dtype: DtypeChoice, device: DeviceChoice, ui: &Ui) -> Result<Opened> {
     let files = locate(reference, ui)?;
-    open_files(files, dtype, device)
+    open_files(&files, dtype, device)
 }
 
 /// Opens files that were located before.
-pub(crate) fn open_files(files: ModelFiles, dtype: DtypeChoice, device: DeviceChoice) -> Result<Opened> {
+pub(crate) fn open_files(files: &ModelFiles, dtype: DtypeChoice, device: DeviceChoice) -> Result<Opened> {
     let device = device.open()?;
     let model = Model::open(&files.config, &files.weights, DType::from(dtype), &device)?;
-    let tokenizer = tokenizer(&files, model.config())?;
-    Ok(Opened { model, tokenizer, files })
+    let tokenizer = tokenizer(files, model.config())?;
+    Ok(Opened { model, tokenizer })
 }
 
 /// The configuration alone, without touching weights.
@@ -73,6 +78,13 @@ pub(crate) fn check_length(tokens: &[u32], config: &ModelConfig) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Opens a cache and checks that its contents are what was written: every command that takes one reads all of it.
+pub(crate) fn cache(dir: &Path, ui: &Ui) -> Result<CacheReader> {
+    let reader = CacheReader::open(dir)?;
+    reader.verify(ui.progress())?;
+    Ok(reader)
 }
 
 /// The hook of a cache that a dictionary belongs to: the one named, else the dictionary's own, else the only one.

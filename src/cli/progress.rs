@@ -19,6 +19,10 @@ impl Bar {
         Self { bar: Mutex::new(ProgressBar::hidden()), quiet }
     }
 
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     fn bar(&self) -> MutexGuard<'_, ProgressBar> {
         self.bar.lock().unwrap_or_else(PoisonError::into_inner)
     }

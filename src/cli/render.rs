@@ -23,13 +23,20 @@ pub(crate) const RED: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::
 #[derive(Debug)]
 pub struct Ui {
     json: bool,
+    /// Results are swallowed.
+    mute: bool,
     bar: Bar,
 }
 
 impl Ui {
     /// With `json`, tables give way to JSON; with `quiet`, nothing but results and errors is said.
     pub fn new(json: bool, quiet: bool, _verbose: u8) -> Self {
-        Self { json, bar: Bar::new(quiet) }
+        Self { json, mute: false, bar: Bar::new(quiet) }
+    }
+
+    /// For the steps of a larger command: results as text, or none at all where that command's own are JSON.
+    pub(crate) fn without_json(&self) -> Self {
+        Self { json: false, mute: self.json, bar: Bar::new(self.bar.is_quiet() || self.json) }
     }
 
     /// Whether results are wanted as JSON.
@@ -45,13 +52,10 @@ impl Ui {
 
     /// A line of results.
     pub(crate) fn out(&self, text: impl Display) -> Result<()> {
+        if self.mute {
+            return Ok(());
+        }
         writeln!(anstream::stdout().lock(), "{text}").map_err(Error::io("write to standard output", "-"))
-    }
-
-    /// A piece of results, as generated text is shown while it grows.
-    pub(crate) fn out_piece(&self, text: &str) -> Result<()> {
-        let mut stdout = anstream::stdout().lock();
-        write!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(Error::io("write to standard output", "-"))
     }
 
     /// Results as JSON.
@@ -163,7 +167,7 @@ pub(crate) fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
@@ -198,7 +202,7 @@ pub(crate) fn side_by_side(left: (&str, &str), right: (&str, &str), columns: usi
         let line = |lines: &[String]| lines.get(i).cloned().unwrap_or_default();
         let first = line(&a);
         let pad = " ".repeat(width.saturating_sub(first.width()));
-        out.push_str(&format!("\n{first}{pad}{GAP}{}", line(&b)));
+        out.extend(["\n", &first, &pad, GAP, &line(&b)]);
     }
     out
 }

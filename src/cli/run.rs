@@ -72,7 +72,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let config = open::config(&files)?;
     let points: Vec<HookPoint> =
         args.hook.iter().map(|name| HookPoint::resolve(name, &config)).collect::<Result<_>>()?;
-    let opened = open::open_files(files, args.dtype, common.device)?;
+    let opened = open::open_files(&files, args.dtype, common.device)?;
     let prompts = encode(&args, &opened)?;
     let plan = points.iter().fold(HookPlan::new().with_logits(), |plan, &point| plan.capture(point));
 
@@ -81,6 +81,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     for (text, tokens) in &prompts {
         let run = opened.model.forward(&opened.model.tokens(&[tokens])?, &plan)?;
         let logits = run.logits()?;
+        check_finite(logits, text.as_deref())?;
         let last = logits.get(0)?.get(tokens.len() - 1)?.to_vec1::<f32>()?;
         reports.push(PromptReport {
             prompt: text.clone(),
@@ -101,11 +102,22 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         ui.say(format!("wrote {}", out.display()));
     }
     if ui.json() {
-        ui.out_json(&reports)?
+        ui.out_json(&reports)?;
     } else {
-        print(&reports, ui)?
+        print(&reports, ui)?;
     }
     Ok(Outcome::Done)
+}
+
+fn check_finite(logits: &Tensor, prompt: Option<&str>) -> Result<()> {
+    let values = logits.flatten_all()?.to_vec1::<f32>()?;
+    let Some(first) = values.iter().position(|l| !l.is_finite()) else { return Ok(()) };
+    Err(Error::NonFinite {
+        what: prompt.map_or_else(|| "the logits of the tokens".into(), |p| format!("the logits of the prompt '{p}'")),
+        count: values.iter().filter(|l| !l.is_finite()).count(),
+        at: format!("position {}", first / logits.dim(candle_core::D::Minus1)?),
+        remedy: "run with --dtype f32 or bf16; if that does not help, the model's weights are damaged".into(),
+    })
 }
 
 type Prompt = (Option<String>, Vec<u32>);

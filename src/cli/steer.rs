@@ -92,7 +92,7 @@ impl Args {
         let needs = |flag: &'static str, feature: u32| {
             Error::flag(
                 flag,
-                "a value",
+                "a finite value",
                 format!("none for feature {feature}"),
                 "write --feature ID:V, or give the flag a value",
             )
@@ -173,9 +173,9 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         result: &result,
     };
     if ui.json() {
-        ui.out_json(&report)?
+        ui.out_json(&report)?;
     } else {
-        print(&report, &edits, tokenizer, ui)?
+        print(&report, &edits, tokenizer, ui)?;
     }
     Ok(Outcome::Done)
 }

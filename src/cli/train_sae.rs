@@ -17,6 +17,7 @@ use crate::store::{CacheReader, RowSource};
 
 use super::cache::count;
 use super::filter::FilterArgs;
+use super::open;
 use super::render::{Table, Ui, thousands};
 use super::{Common, Outcome};
 
@@ -105,21 +106,26 @@ struct Report<'a> {
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let settings = args.settings();
     let device = common.device.open()?;
-    let reader = Arc::new(CacheReader::open(&args.cache)?);
+    let reader = Arc::new(open::cache(&args.cache, ui)?);
     let hook = reader.hook(args.hook.as_deref())?;
     let split = Split::new(reader.sequences(), args.held_out)?;
+    // Before anything is left on disk: a run that cannot start has nothing to resume.
+    settings.plan(reader.hook_entry(hook)?.width, reader.rows())?;
     let artifact = Artifact::begin(&args.out, args.resume)?;
     let record = args.record(&settings, &reader, hook)?;
     check_same_run(&artifact, &record)?;
 
     let (kept, positions) = KeptRows::of_cache(&reader, hook, args.filter.settings(), ui.progress())?;
-    ui.say(&positions);
+    ui.say(positions);
     let kept = Arc::new(kept);
     let mut source = CacheSource::training(Arc::clone(&reader), hook, Arc::clone(&kept), split, args.seed)?;
-    let mut heldout = match split.held_out().is_empty() {
-        true => None,
-        false => Some(CacheSource::held_out(Arc::clone(&reader), hook, kept, split)?),
+    let mut heldout = if split.held_out().is_empty() {
+        None
+    } else {
+        Some(CacheSource::held_out(Arc::clone(&reader), hook, kept, split)?)
     };
+    settings.plan(source.width(), source.rows())?;
+    write_json(&artifact.dir().join(RECORD), &record)?;
     let summary = train(TrainRun {
         source: &mut source,
         heldout: heldout.as_mut().map(|h| h as &mut dyn RowSource),
@@ -132,9 +138,9 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     artifact.finish(&record)?;
     let report = Report { dir: &args.out, positions, summary };
     if ui.json() {
-        ui.out_json(&report)?
+        ui.out_json(&report)?;
     } else {
-        print(&report, ui)?
+        print(&report, ui)?;
     }
     Ok(Outcome::Done)
 }
@@ -179,9 +185,12 @@ impl Args {
     }
 }
 
-/// Keeps the record of a run beside its checkpoints, and refuses to continue it on other data or settings.
+/// Kept beside the checkpoints while a run goes on.
+const RECORD: &str = "run.json";
+
+/// Refuses to continue a run on other data or settings.
 fn check_same_run(artifact: &Artifact, record: &RunRecord) -> Result<()> {
-    let path = artifact.dir().join("run.json");
+    let path = artifact.dir().join(RECORD);
     if artifact.resumed() && path.exists() {
         let old: RunRecord = read_json("record of the cut-off run", &path)?;
         let hashes = |r: &RunRecord| r.inputs.iter().map(|i| i.blake3.clone()).collect::<Vec<_>>();
@@ -202,7 +211,7 @@ fn check_same_run(artifact: &Artifact, record: &RunRecord) -> Result<()> {
             });
         }
     }
-    write_json(&path, record)
+    Ok(())
 }
 
 /// The first setting in which two JSON objects differ, with both values.

@@ -317,9 +317,10 @@ impl<'a> Hub<'a> {
                 format!("a finished part was left over: remove *.part under {}", self.settings.cache.display())
             }
             Some(429) => "the server asks to slow down: wait a few minutes, or set HF_TOKEN".into(),
-            _ => "check the network and HF_ENDPOINT, then run the same command again; HF_HUB_OFFLINE=1 uses only \
-                  what is already downloaded"
-                .into(),
+            _ => format!(
+                "check the network and HF_ENDPOINT, then run the same command again; HF_HUB_OFFLINE=1 uses only what \
+                 is already downloaded; if {repo} is a directory of yours, check its path"
+            ),
         };
         Error::Hub { what: format!("{file} of {repo}@{}", self.name.revision), why: error.to_string(), remedy }
     }

@@ -53,6 +53,8 @@ enum Alphabet {
     ByteLevel,
     /// Google's `sentencepiece`: `▁` for a space, `<0xNN>` for a byte.
     SentencePiece,
+    /// Whole words, which decoding joins by spaces; `##` marks the rest of a word, and punctuation takes no space.
+    Words,
     /// As it is.
     Plain,
 }
@@ -125,6 +127,11 @@ impl Tokenizer {
         match self.alphabet {
             _ if added => Some(token.into_bytes()),
             Alphabet::Plain => Some(token.into_bytes()),
+            Alphabet::Words => Some(match token.strip_prefix("##") {
+                Some(rest) => rest.as_bytes().to_vec(),
+                None if token.starts_with(char::is_alphanumeric) => format!(" {token}").into_bytes(),
+                None => token.into_bytes(),
+            }),
             Alphabet::ByteLevel => {
                 let mut bytes = Vec::with_capacity(token.len());
                 for c in token.chars() {
@@ -192,13 +199,15 @@ impl Tokenizer {
 
 /// Reads the kind of vocabulary off the decoder, which is what undoes its spelling.
 fn alphabet_of(tokenizer: &tokenizers::Tokenizer) -> std::result::Result<Alphabet, String> {
-    let Some(decoder) = tokenizer.get_decoder() else { return Ok(Alphabet::Plain) };
+    let Some(decoder) = tokenizer.get_decoder() else { return Ok(Alphabet::Words) };
     let decoder = serde_json::to_value(decoder).map_err(|e| e.to_string())?;
     let says = |kind: &str| decoders(&decoder).iter().any(|d| d.get("type").and_then(Value::as_str) == Some(kind));
     Ok(if says("ByteLevel") {
         Alphabet::ByteLevel
     } else if says("ByteFallback") || says("Metaspace") {
         Alphabet::SentencePiece
+    } else if says("WordPiece") {
+        Alphabet::Words
     } else {
         Alphabet::Plain
     })

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use super::entity::{Kind, Lang};
 use super::grammar::{capitalise, connectives, pronoun_template, templates};
-use super::tokenizer::{END, Vocabulary, words};
+use super::tokenizer::{BEGIN, END, Vocabulary, words};
 use super::world::World;
 
 /// Index of a [`Concept`] in its [`Labeller`].
@@ -303,9 +303,62 @@ impl Builder {
             }
             token.ends_sentence = word == ".";
         }
-        let first_word = vocabulary.id(END).map_or(0, |end| end as usize + 1);
-        for token in &mut self.tokens[..first_word] {
-            token.ends_document = true;
+        for token in [BEGIN, END].into_iter().filter_map(|word| vocabulary.id(word)) {
+            self.tokens[token as usize].ends_document = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(text: &str) -> Vec<(String, Vec<String>)> {
+        let world = World::new(1);
+        let vocabulary = Vocabulary::new(&world);
+        let labeller = Labeller::new(&world, &vocabulary);
+        let labels = labeller.label(&vocabulary.encode(text));
+        let names = |i| labels.at(i).iter().map(|&c| labeller.concepts()[c as usize].name.clone()).collect();
+        words(text).enumerate().map(|(i, word)| (word.to_owned(), names(i))).collect()
+    }
+
+    fn active(labels: &[(String, Vec<String>)], concept: &str) -> Vec<String> {
+        labels.iter().filter(|(_, names)| names.iter().any(|n| n == concept)).map(|(word, _)| word.clone()).collect()
+    }
+
+    #[test]
+    fn a_sentence_is_about_its_country_until_it_ends() {
+        let labels = label("The capital of the country where Marseille lies is Paris. The dog is small.");
+        assert_eq!(active(&labels, "about:France"), ["Marseille", "lies", "is", "Paris", "."]);
+        assert_eq!(active(&labels, "city:Marseille"), ["Marseille"]);
+        assert_eq!(active(&labels, "class:city"), ["Marseille", "Paris"]);
+        assert_eq!(active(&labels, "next:city"), ["where", "is"]);
+        assert_eq!(active(&labels, "relation:capital").len(), 10);
+        assert_eq!(active(&labels, "relation:country").first().map(String::as_str), Some("country"));
+        assert_eq!(active(&labels, "text:English").len(), labels.len());
+    }
+
+    #[test]
+    fn the_language_of_a_text_is_known_once_its_words_say_so() {
+        let labels = label("La capital de Francia es París. Paris está en Francia. La capital");
+        // "La" may be French, but "La capital" is not.
+        assert_eq!(active(&labels, "text:Spanish").first().map(String::as_str), Some("capital"));
+        assert_eq!(active(&labels, "text:Spanish").len(), labels.len() - 1);
+        assert!(active(&labels, "text:French").is_empty());
+        assert_eq!(active(&labels, "country:France"), ["Francia", "Francia"]);
+    }
+
+    #[test]
+    fn a_special_token_begins_the_text_anew() {
+        let world = World::new(1);
+        let vocabulary = Vocabulary::new(&world);
+        let labeller = Labeller::new(&world, &vocabulary);
+        let mut tokens = vocabulary.encode("The capital of France");
+        tokens.push(vocabulary.id(END).unwrap());
+        tokens.extend(vocabulary.encode("is"));
+        let labels = labeller.label(&tokens);
+        let about = labeller.find("about:France").unwrap();
+        assert!(labels.at(3).contains(&about));
+        assert!(labels.at(4).is_empty() && !labels.at(5).contains(&about));
     }
 }

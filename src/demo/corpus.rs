@@ -209,3 +209,65 @@ impl Guard {
         !clash
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_makes_one_corpus_and_longer_draws_begin_with_shorter_ones() {
+        let world = World::new(1);
+        let corpus = world.corpus(50, 9);
+        assert_eq!(corpus, world.corpus(50, 9));
+        assert_eq!(corpus[..20], world.corpus(20, 9));
+        assert_ne!(corpus, world.corpus(50, 10));
+    }
+
+    #[test]
+    fn documents_are_a_few_sentences_of_known_words() {
+        let world = World::new(World::BUILT_IN_SEED);
+        let vocabulary = Vocabulary::new(&world);
+        let corpus = world.corpus(1000, 3);
+        let mut tokens = 0;
+        for text in &corpus {
+            let ids = vocabulary.encode(text);
+            assert!(!ids.contains(&0), "{text}");
+            assert!(ids.len() <= 200, "{text}");
+            tokens += ids.len();
+        }
+        let mean = tokens / corpus.len();
+        assert!((30..=120).contains(&mean), "{mean} tokens a document");
+        for word in ["capital", "capitale", "contraire", "amigo", "plus"] {
+            assert!(corpus.iter().any(|text| words(text).any(|w| w == word)), "{word} never occurs");
+        }
+    }
+
+    #[test]
+    fn no_document_names_subject_and_object_of_a_held_out_fact() {
+        let world = World::new(World::BUILT_IN_SEED);
+        let prompts: Vec<_> = world.two_hop_prompts();
+        let corpus = world.corpus(4000, 4);
+        let documents: Vec<BTreeSet<&str>> = corpus.iter().map(|text| words(text).collect()).collect();
+        let (mut trained, mut held_out) = (0, 0);
+        for prompt in &prompts {
+            let subject = world.entities()[world.facts()[prompt.fact].subject].name(prompt.lang);
+            let together = |words: &&BTreeSet<&str>| words.contains(subject) && words.contains(prompt.answer.as_str());
+            let count = documents.iter().filter(together).count();
+            *(if prompt.held_out { &mut held_out } else { &mut trained }) += count;
+        }
+        assert_eq!(held_out, 0);
+        assert!(trained > 5000, "{trained}: the others do stand together");
+    }
+
+    #[test]
+    fn lessons_are_the_documents_with_their_answers_marked() {
+        let world = World::new(1);
+        let vocabulary = Vocabulary::new(&world);
+        let lessons: Vec<Lesson> = world.lessons(&vocabulary, 5).take(40).collect();
+        for (lesson, text) in lessons.iter().zip(world.corpus(40, 5)) {
+            assert_eq!(lesson.tokens, vocabulary.encode(&text));
+            assert_eq!(lesson.tokens.len(), lesson.answers.len());
+            assert!(lesson.answers.contains(&true));
+        }
+    }
+}

@@ -17,7 +17,6 @@ pub(super) fn templates(relation: Relation, lang: Lang) -> &'static [&'static st
     }
 }
 
-#[expect(clippy::too_many_lines, reason = "a table")]
 fn english(relation: Relation) -> &'static [&'static str] {
     match relation {
         R::Capital => &[
@@ -96,7 +95,6 @@ fn english(relation: Relation) -> &'static [&'static str] {
     }
 }
 
-#[expect(clippy::too_many_lines, reason = "a table")]
 fn french(relation: Relation) -> &'static [&'static str] {
     match relation {
         R::Capital => {
@@ -143,7 +141,6 @@ fn french(relation: Relation) -> &'static [&'static str] {
     }
 }
 
-#[expect(clippy::too_many_lines, reason = "a table")]
 fn spanish(relation: Relation) -> &'static [&'static str] {
     match relation {
         R::Capital => &["la capital de {s} es {o}", "en {s} la capital es {o}", "¿cuál es la capital de {s}? {o}"],

@@ -1,14 +1,22 @@
-//! The built-in world: facts that a generator knows, and text that states them.
+//! The built-in world: facts that a generator knows, text that states them, and a small model that learned them.
+//!
+//! Because the generator knows what every token means, the pipeline can be scored here as on no real model:
+//! [`quiz`] asks the model its facts, [`score`] says how well features match [`concepts`], [`turn`] how often
+//! turning a feature turns the answer.
 
 mod atlas;
+pub mod built_in;
+pub mod card;
 pub mod concepts;
 pub mod corpus;
 pub mod entity;
 mod grammar;
 mod lexicon;
+pub mod quiz;
 pub mod relation;
 pub mod score;
 pub mod tokenizer;
+pub mod turn;
 pub mod world;
 
 pub use concepts::{Concept, ConceptId, ConceptKind, Labeller, Labels};

@@ -1,4 +1,4 @@
-//! How well a dictionary's features match the concepts of the world, and how often turning one turns the answer.
+//! How well a dictionary's features match the concepts of the world.
 //!
 //! A feature *fires* where its activation exceeds a threshold. For a concept, precision and recall compare the
 //! positions where the feature fires with those where the concept is active, and
@@ -6,11 +6,9 @@
 //! threshold of the best F1; the maximum over thousands of features flatters, so the figure to report is
 //! [`Match::measure`] on text that had no part in the choice.
 
-use crate::base::Result;
 use crate::dictionary::SparseCodes;
 
 use super::concepts::{ConceptId, Labels};
-use super::world::Prompt;
 
 /// Thresholds that are tried, as fractions of the feature's largest activation. Zero means "active at all".
 pub const THRESHOLDS: [f32; 5] = [0.0, 0.1, 0.2, 0.35, 0.5];
@@ -43,7 +41,7 @@ impl Agreement {
     }
 }
 
-fn ratio(part: u64, whole: u64) -> f64 {
+pub(super) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
@@ -178,62 +176,6 @@ impl Tally {
     }
 }
 
-/// One attempt to turn an answer by steering.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Trial<S> {
-    /// The question.
-    pub prompt: Prompt,
-    /// The answer that the steering should bring about ([`super::World::counterfactual`]).
-    pub expected: String,
-    /// What to do to the model, in the caller's terms.
-    pub steer: S,
-}
-
-/// What came of the trials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Turns {
-    /// Trials whose unsteered answer was right; only these count.
-    pub tried: usize,
-    /// Of these, steered answers that differ from the unsteered one.
-    pub changed: usize,
-    /// Of these, steered answers that are the expected one.
-    pub turned: usize,
-}
-
-impl Turns {
-    /// Fraction of counted trials whose answer became the expected one.
-    pub fn turn_rate(&self) -> f64 {
-        ratio(self.turned as u64, self.tried as u64)
-    }
-
-    /// Fraction of counted trials whose answer became another one.
-    pub fn change_rate(&self) -> f64 {
-        ratio(self.changed as u64, self.tried as u64)
-    }
-}
-
-/// Runs every trial. `answer` gives the model's most likely next word, steered or not.
-///
-/// # Errors
-/// The first error of `answer`.
-pub fn turn_answers<S>(
-    trials: &[Trial<S>],
-    mut answer: impl FnMut(&Prompt, Option<&S>) -> Result<String>,
-) -> Result<Turns> {
-    let mut turns = Turns::default();
-    for Trial { prompt, expected, steer } in trials {
-        let plain = answer(prompt, None)?;
-        if plain != prompt.answer || plain == *expected {
-            continue;
-        }
-        let steered = answer(prompt, Some(steer))?;
-        turns.tried += 1;
-        turns.changed += usize::from(steered != plain);
-        turns.turned += usize::from(steered == *expected);
-    }
-    Ok(turns)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,26 +217,5 @@ mod tests {
         let country = labeller.find("class:country").unwrap();
         let found = matches.iter().find(|m| m.concept == country).unwrap();
         assert!((found.mean_activation - 2.0).abs() < 1e-6 && found.max_activation == 2.0);
-    }
-
-    #[test]
-    fn turns_count_only_answers_that_were_right_before() {
-        let world = World::new(3);
-        let prompts = world.single_hop_prompts();
-        let trials: Vec<Trial<bool>> = prompts[..4]
-            .iter()
-            .enumerate()
-            .map(|(i, prompt)| Trial { prompt: prompt.clone(), expected: "other".into(), steer: i % 2 == 0 })
-            .collect();
-        let first = prompts[0].clone();
-        let turns = turn_answers(&trials, |prompt, steer| {
-            Ok(match steer {
-                None if *prompt == first => "wrong".into(),
-                Some(true) => "other".into(),
-                _ => prompt.answer.clone(),
-            })
-        })
-        .unwrap();
-        assert_eq!(turns, Turns { tried: 3, changed: 1, turned: 1 });
     }
 }

@@ -58,7 +58,9 @@ impl Vocabulary {
             found.extend(words(&capitalise(text)).nth(1).map(str::to_owned));
         };
         for lang in Lang::ALL {
-            connectives(lang).iter().for_each(|text| found_words(text, &mut add));
+            for text in connectives(lang) {
+                words(text).for_each(&mut add);
+            }
             for (i, fact) in world.facts().iter().enumerate() {
                 for template in templates(fact.relation, lang) {
                     add(&world.state(i, template, lang));
@@ -154,6 +156,39 @@ impl Vocabulary {
     }
 }
 
-fn found_words(text: &str, add: &mut impl FnMut(&str)) {
-    words(text).for_each(add);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tokenizer_file_agrees_with_the_vocabulary_and_gives_the_text_back() {
+        let world = World::new(World::BUILT_IN_SEED);
+        let vocabulary = Vocabulary::new(&world);
+        let tokenizer: tokenizers::Tokenizer = vocabulary.tokenizer_json().to_string().parse().unwrap();
+        let begin = vocabulary.id(BEGIN).unwrap();
+        for text in world.corpus(300, 6) {
+            let mut ids = vec![begin];
+            ids.extend(vocabulary.encode(&text));
+            assert_eq!(tokenizer.encode(text.as_str(), true).unwrap().get_ids(), ids, "{text}");
+            assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+        }
+        assert_eq!(tokenizer.encode("The wizard", false).unwrap().get_ids()[1], 0);
+    }
+
+    #[test]
+    fn prompts_and_answers_are_known_words() {
+        let world = World::new(World::BUILT_IN_SEED);
+        let vocabulary = Vocabulary::new(&world);
+        for prompt in world.single_hop_prompts().into_iter().chain(world.two_hop_prompts()) {
+            assert!(!vocabulary.encode(&prompt.text).contains(&0), "{}", prompt.text);
+            assert_eq!(vocabulary.encode(&prompt.answer).len(), 1);
+            assert!(vocabulary.id(&prompt.answer).is_some(), "{}", prompt.answer);
+        }
+    }
+
+    #[test]
+    fn words_split_as_the_pattern_does() {
+        let split: Vec<&str> = words("¿Cuál es? L'opposé, 3 + 14.").collect();
+        assert_eq!(split, ["¿", "Cuál", "es", "?", "L'", "opposé", ",", "3", "+", "14", "."]);
+    }
 }

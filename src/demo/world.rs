@@ -222,7 +222,7 @@ impl World {
                 let Fact { subject, object, .. } = self.facts[i];
                 let unique = matches!(relation, Relation::OppositeFrench | Relation::OppositeSpanish)
                     || pairs.get(&(subject, object)) == Some(&1);
-                let group = (relation == Relation::CityCapital).then_some(object).unwrap_or(subject);
+                let group = if relation == Relation::CityCapital { object } else { subject };
                 if left > 0 && unique && groups.insert(group) {
                     self.facts[i].held_out = true;
                     left -= 1;
@@ -384,5 +384,91 @@ fn compose(facts: &mut Vec<Fact>) {
                 facts.push(Fact { relation, subject, addend: None, object, held_out: false });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_makes_one_world() {
+        let (first, again, other) = (World::new(1), World::new(1), World::new(2));
+        assert_eq!((first.entities(), first.facts()), (again.entities(), again.facts()));
+        assert_ne!(first.facts(), other.facts());
+    }
+
+    #[test]
+    fn two_hop_facts_follow_from_one_hop_facts() {
+        let world = World::new(1);
+        let mut checked = 0;
+        for fact in world.facts() {
+            let [first, second] = fact.relation.hops() else { continue };
+            let middle = world.object(*first, fact.subject).unwrap();
+            assert_eq!(world.object(*second, middle), Some(fact.object), "{fact:?}");
+            checked += 1;
+        }
+        assert!(checked > 1000, "{checked}");
+    }
+
+    #[test]
+    fn a_tenth_of_every_two_hop_relation_is_held_out_and_nothing_else() {
+        let world = World::new(World::BUILT_IN_SEED);
+        for &relation in Relation::ALL {
+            let facts = world.facts_of(relation);
+            let held_out = facts.iter().filter(|&&i| world.facts()[i].held_out).count();
+            let wanted = if relation.hop_count() == 2 { facts.len().div_ceil(10) } else { 0 };
+            assert_eq!(held_out, wanted, "{}", relation.name());
+        }
+    }
+
+    #[test]
+    fn every_prompt_has_one_answer_of_one_word() {
+        let world = World::new(World::BUILT_IN_SEED);
+        let (single, two) = (world.single_hop_prompts(), world.two_hop_prompts());
+        assert!(single.len() > 2000 && two.len() > 2000, "{} {}", single.len(), two.len());
+        let mut answers = BTreeMap::new();
+        for prompt in single.iter().chain(&two) {
+            assert_eq!(crate::demo::tokenizer::words(&prompt.answer).count(), 1, "{prompt:?}");
+            let known = answers.entry(&prompt.text).or_insert(&prompt.answer);
+            assert_eq!(*known, &prompt.answer, "{}", prompt.text);
+        }
+    }
+
+    #[test]
+    fn prompts_read_as_people_write() {
+        let world = World::new(1);
+        let texts: BTreeMap<String, String> = world
+            .single_hop_prompts()
+            .into_iter()
+            .chain(world.two_hop_prompts())
+            .map(|prompt| (prompt.text, prompt.answer))
+            .collect();
+        for (text, answer) in [
+            ("The capital of France is", "Paris"),
+            ("La capitale de l'Italie est", "Rome"),
+            ("La capital de España es", "Madrid"),
+            ("Marseille se trouve en", "France"),
+            ("The capital of the country where Marseille lies is", "Paris"),
+            ("The French word for the opposite of hot is", "froid"),
+            ("3 plus 4 is", "7"),
+        ] {
+            assert_eq!(texts.get(text).map(String::as_str), Some(answer), "{text}");
+        }
+    }
+
+    #[test]
+    fn counterfactual_answers_follow_another_country() {
+        let world = World::new(1);
+        let japan = world.find(Kind::Country, "Japan").unwrap();
+        let answer = |text: &str| {
+            let mut prompts = world.single_hop_prompts();
+            prompts.extend(world.two_hop_prompts());
+            let prompt = prompts.into_iter().find(|prompt| prompt.text == text).unwrap();
+            world.counterfactual(&prompt, japan).map(str::to_owned)
+        };
+        assert_eq!(answer("The capital of France is").as_deref(), Some("Tokyo"));
+        assert_eq!(answer("La langue du pays où se trouve Lyon se nomme").as_deref(), Some("japonais"));
+        assert_eq!(answer("The opposite of hot is"), None);
     }
 }

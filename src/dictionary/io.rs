@@ -1,5 +1,5 @@
 //! Dictionary directories in SAELens' version 6 format: `cfg.json`, `sae_weights.safetensors`, and optionally
-//! `sparsity.safetensors`. `SAE.load_from_disk` opens what [`write`] makes.
+//! `sparsity.safetensors`. `SAE.load_from_disk` opens what [`write()`] makes.
 //!
 //! Reading is strict, because a dictionary that is read a little wrong still gives plausible numbers: an unknown
 //! architecture, normalisation or key is an error, as are missing, extra, misshapen and non-finite tensors.

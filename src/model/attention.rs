@@ -25,10 +25,9 @@ pub(crate) struct Attention {
 pub(super) struct Pass {
     /// Cosine and sine for the new positions, and for all positions when keys are cached unrotated.
     pub(super) rotary: Option<RotaryTables>,
-    /// One where a query may see a key, `[1, 1, s, S]`; absent when every query sees every key.
+    /// Zero where a query may see a key, else negative infinity, `[1, 1, s, S]`; absent when every query sees every
+    /// key. It is added, which candle does in one sweep, where choosing by a broadcast mask indexes every element.
     pub(super) mask: Option<Tensor>,
-    /// A scalar of negative infinity, shape `[1, 1, 1, 1]`.
-    pub(super) minus_infinity: Tensor,
 }
 
 pub(super) struct RotaryTables {
@@ -59,15 +58,12 @@ impl Attention {
         let total = k.dim(2)?;
         let group = heads / kv_heads;
 
-        // Queries that share a key head are stacked, so that keys are never repeated.
-        let stacked = q.contiguous()?.reshape((b, kv_heads, group * s, d_head))?;
-        let scale = self.scale(config);
-        let scores = (stacked.matmul(&k.contiguous()?.t()?)? * scale)?.reshape((b, heads, s, total))?;
+        // Queries that share a key head are stacked, so that keys are never repeated. Scaling the queries is the
+        // same as scaling the scores, of which there are more.
+        let stacked = (q.contiguous()? * self.scale(config))?.reshape((b, kv_heads, group * s, d_head))?;
+        let scores = stacked.matmul(&k.contiguous()?.t()?)?.reshape((b, heads, s, total))?;
         let scores = match &pass.mask {
-            Some(mask) => {
-                let blocked = pass.minus_infinity.broadcast_as(scores.shape())?;
-                mask.broadcast_as(scores.shape())?.where_cond(&scores, &blocked)?
-            }
+            Some(mask) => scores.broadcast_add(mask)?,
             None => scores,
         };
         let scores = tap.at(at(Site::AttnScores), scores)?;
@@ -166,11 +162,11 @@ impl Pass {
         let mask = if s == 1 {
             None
         } else {
-            let visible: Vec<u8> = (0..s).flat_map(|i| (0..total).map(move |j| u8::from(j <= offset + i))).collect();
-            Some(Tensor::from_vec(visible, (1, 1, s, total), device)?)
+            let hidden = |i: usize, j: usize| if j <= offset + i { 0.0 } else { f32::NEG_INFINITY };
+            let values: Vec<f32> = (0..s).flat_map(|i| (0..total).map(move |j| hidden(i, j))).collect();
+            Some(Tensor::from_vec(values, (1, 1, s, total), device)?.to_dtype(dtype)?)
         };
-        let minus_infinity = Tensor::full(f32::NEG_INFINITY, (1, 1, 1, 1), device)?.to_dtype(dtype)?;
-        Ok(Self { rotary, mask, minus_infinity })
+        Ok(Self { rotary, mask })
     }
 }
 

@@ -53,7 +53,10 @@ pub fn generate(
                 what: "logits".into(),
                 count: 1,
                 at: format!("position {}", cache.len() - 1),
-                remedy: "use a smaller steering strength, or --dtype f32".into(),
+                remedy:
+                    "use a smaller steering strength, or --dtype f32; if the model fails unsteered too, its weights \
+                         are damaged"
+                        .into(),
             });
         }
         let token = sampler.sample(&logits)?;

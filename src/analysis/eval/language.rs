@@ -188,7 +188,8 @@ impl Passes<'_> {
             what: "logits".into(),
             count: 1,
             at: format!("sequences {} to {}", batch.first, batch.first + batch.sequences() as u64 - 1),
-            remedy: "run the model with --dtype f32".into(),
+            remedy: "try the model on a prompt with 'mechinterp run'; if that fails too, its weights are damaged"
+                .into(),
         })
     }
 

@@ -1,9 +1,9 @@
 //! What tells dictionary architectures apart: how pre-activations become activations. One file each; this is the one
 //! place that dispatches.
 //!
-//! An architecture answers four questions: which entries of a tile are active ([`Activation::emit`]), what happens
-//! once a row is complete ([`Activation::finish_row`]), what the decoder multiplies by
-//! ([`Activation::decoder_values`]), and which tensors it stores ([`Activation::tensors`]).
+//! An architecture answers four questions: which entries of a tile are active (`Activation::emit`), what happens
+//! once a row is complete (`Activation::finish_row`), what the decoder multiplies by
+//! (`Activation::decoder_values`), and which tensors it stores ([`Activation::tensors`]).
 
 use std::borrow::Cow;
 

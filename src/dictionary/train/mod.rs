@@ -10,7 +10,7 @@
 //!                          clip ──► Adam, one pass over all weights
 //! ```
 //!
-//! Of the five dense products of automatic differentiation only the encoder's remains ([`step`]); [`dense`] is the
+//! Of the five dense products of automatic differentiation only the encoder's remains (`step`); `dense` is the
 //! same step written with candle's automatic differentiation, for GPUs and as the twin in tests. Everything random is
 //! a named stream of the seed and the step number, so a checkpoint needs no generator state, and a resumed run ends
 //! with the same bits as an uninterrupted one.

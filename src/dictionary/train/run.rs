@@ -181,7 +181,11 @@ impl<'a> Trainer<'a> {
         if self.step.is_multiple_of(self.plan.log_every) || last_step {
             let line = self.measure(x, &report, (learning_rate, l1_coefficient, grad_norm))?;
             self.metrics.append(&line)?;
-            self.progress.line(&line.table_row(rows as f64 / begun.elapsed().as_secs_f64()));
+            if self.measurement_due() || last_step {
+                self.progress.line(&line.table_row(rows as f64 / begun.elapsed().as_secs_f64()));
+            }
+            let (ev, l0, dead) = (line.explained_variance, line.l0, line.dead_features);
+            self.progress.note(&format!("loss {:.1}  EV {ev:.3}  L0 {l0:.0}  dead {dead}", line.loss));
             self.last = Some(line);
         }
         self.progress.advance(rows);
@@ -217,15 +221,19 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
+    /// Whether the logged step at hand is the first one of another twentieth of the run.
+    fn measurement_due(&self) -> bool {
+        let every = (self.plan.steps / HELDOUT_MEASUREMENTS).max(self.plan.log_every);
+        self.step / every > (self.step - self.plan.log_every.min(self.step)) / every
+    }
+
     fn measure(
         &mut self,
         x: &[f32],
         report: &BatchReport,
         (learning_rate, l1_coefficient, grad_norm): (f64, f64, f64),
     ) -> Result<MetricsLine> {
-        let every = (self.plan.steps / HELDOUT_MEASUREMENTS).max(self.plan.log_every);
-        let due = self.step / every > (self.step - self.plan.log_every.min(self.step)) / every;
-        let heldout = if due { self.measure_heldout(self.plan.heldout_rows)? } else { None };
+        let heldout = if self.measurement_due() { self.measure_heldout(self.plan.heldout_rows)? } else { None };
         Ok(MetricsLine {
             step: self.step,
             n_training_samples: self.step * self.plan.batch_size as u64,

@@ -175,6 +175,7 @@ impl TrainSettings {
         if d_sae == 0 || u32::try_from(d_sae).is_err() {
             return Err(Error::flag("--d-sae", "1 to 4294967295 features", d_sae, "the usual size is 8 × the width"));
         }
+        self.check_memory(d_in, d_sae)?;
         let decay = self.lr_decay_steps.unwrap_or(steps / 5);
         let warm_up = self.lr_warm_up_steps.unwrap_or((steps / 50).min(1000));
         if warm_up.saturating_add(decay) > steps {
@@ -206,6 +207,32 @@ impl TrainSettings {
             log_every: self.log_every,
             heldout_rows: self.heldout_rows,
         })
+    }
+
+    /// Asks for the memory of a step once, because a failed allocation later would end the process without a word.
+    fn check_memory(&self, d_in: usize, d_sae: usize) -> Result<()> {
+        const MATRICES: usize = 2 * 4; // encoder and decoder: weights, gradients, two Adam moments
+        let bytes = |rows: usize| rows.saturating_mul(d_in).saturating_mul(size_of::<f32>());
+        let fits = |n: usize| Vec::<u8>::new().try_reserve_exact(n).is_ok();
+        let gigabytes = |n: usize| format!("a run that needs {:.0} GB, more than there is", n as f64 / 1e9);
+        let (weights, batch) = (bytes(d_sae).saturating_mul(MATRICES), bytes(self.batch_size).saturating_mul(3));
+        if !fits(weights) {
+            return Err(Error::flag(
+                "--d-sae",
+                "a size that fits into memory",
+                gigabytes(weights),
+                "train fewer features",
+            ));
+        }
+        if !fits(weights.saturating_add(batch)) {
+            return Err(Error::flag(
+                "--batch-size",
+                "a size that fits into memory",
+                gigabytes(batch),
+                "the default is 4096",
+            ));
+        }
+        Ok(())
     }
 
     fn check(&self) -> Result<()> {

@@ -15,11 +15,11 @@ use crate::dictionary::metrics::column_sums;
 use crate::ops::{self, Matrix, gemm, sparse};
 
 /// Share of active pairs above which tiles are faster.
-const DENSE_ABOVE: f64 = 0.12;
+const DENSE_ABOVE: f64 = 0.2;
 /// Rows that one task decodes.
-const ROWS: usize = 128;
+const ROWS: usize = 256;
 /// Features of one dense tile.
-const TILE: usize = 256;
+const TILE: usize = 512;
 /// Features whose gradients one task computes from pairs.
 const FEATURES: usize = 16;
 

@@ -1,0 +1,210 @@
+//! `mechinterp demo`: every step is the command that it prints.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Parser;
+
+use crate::base::artifact::write_atomic_with;
+use crate::base::{Error, Result};
+use crate::demo::World;
+use crate::demo::card::{CardSettings, FOUND, Family, ScoreCard};
+use crate::demo::quiz::Recall;
+use crate::dictionary::io;
+
+use super::render::{BOLD, DIM, GREEN, RED, Table, Ui, paint};
+use super::{Cli, Common, Outcome, dispatch};
+
+/// Where in the built-in model the demo looks: late enough that a country is known, early enough to change it.
+const HOOK: &str = "blocks.1.hook_resid_post";
+/// Documents of the generated text; about 300,000 tokens.
+const DOCUMENTS: usize = 4500;
+/// Marks a directory that `demo` made and may replace.
+const MARK: &str = ".made-by-mechinterp-demo";
+/// The files of earlier runs that it replaces.
+const PARTS: [&str; 4] = ["acts", "sae", "features", "world.jsonl"];
+
+/// Arguments of `demo`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Directory for everything that the steps write. An earlier demo's is replaced.
+    #[arg(long, value_name = "DIR", default_value = "mechinterp-demo")]
+    out: PathBuf,
+    /// Seed of the text and of the training.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where in the model to look.
+    #[arg(long, value_name = "NAME", default_value = HOOK)]
+    hook: String,
+    /// Number of features.
+    #[arg(long, value_name = "N", default_value = "1536")]
+    d_sae: String,
+    /// Weight of the L1 penalty.
+    #[arg(long, value_name = "X", default_value = "2")]
+    l1_coefficient: String,
+    /// Rows to train on.
+    #[arg(long, value_name = "N", default_value = "1M")]
+    tokens: String,
+}
+
+pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
+    let started = Instant::now();
+    clear(&args.out)?;
+    let quiet = ui.without_json();
+    let at = |name: &str| args.out.join(name).display().to_string();
+    let (world, acts, sae, index) = (at("world.jsonl"), at("acts"), at("sae"), at("features"));
+    let seed = args.seed.to_string();
+    let step = |title: &str, words: &[&str]| step(title, words, common, &quiet);
+
+    quiet.out(paint(BOLD, "The built-in world: countries, cities, people, animals, sums, in three languages"))?;
+    write_text(Path::new(&world), args.seed)?;
+    quiet.out(format!("{}\n", paint(DIM, format!("wrote {DOCUMENTS} documents of generated text to {world}"))))?;
+    let question = "The capital of the country where Marseille lies is";
+    step("What the model says next", &["run", "demo", "--prompt", question, "--top", "3"])?;
+    let cache = ["cache", "--model", "demo", "--data", &world, "--hook", &args.hook, "--context-size", "64"];
+    step(
+        "Keep what flows through it",
+        &[&cache[..], &["--batch-size", "64", "--dtype", "f32", "--out", &acts]].concat(),
+    )?;
+    let train = ["train-sae", "--cache", &acts, "--d-sae", &args.d_sae, "--l1-coefficient", &args.l1_coefficient];
+    step(
+        "Find the features in it",
+        &[&train[..], &["--batch-size", "1024", "--tokens", &args.tokens, "--seed", &seed, "--out", &sae]].concat(),
+    )?;
+    step("How good are they", &["eval", "--sae", &sae, "--cache", &acts, "--model", "demo", "--no-directions"])?;
+
+    let opened = super::open::open("demo", crate::base::DtypeChoice::F32, common.device, &quiet)?;
+    let dictionary = Arc::new(io::read(Path::new(&sae))?);
+    let settings = CardSettings { seed: args.seed, ..CardSettings::default() };
+    let card = ScoreCard::measure(&opened.model, &dictionary, settings, ui.progress())?;
+
+    let country = card.concepts.iter().find(|c| c.concept.starts_with("country:"));
+    let ids: Vec<String> = showcase(&card).iter().map(|c| c.feature.to_string()).collect();
+    let features = ["features", "--sae", &sae, "--cache", &acts, "--top-k", "20", "--out", &index];
+    step("What they mean", &[&features[..], &["--feature", &ids.join(","), "--examples", "4"]].concat())?;
+    if let Some(country) = country {
+        let name = country.concept.trim_start_matches("country:");
+        let other = if name == "Japan" { "Italy" } else { "Japan" };
+        let feature = format!("{}:{:.1}", country.feature, country.max_activation * settings.strength);
+        let prompt = format!("The capital of {other} is");
+        let title = format!("Turn one: make the model think of {name}");
+        let steer = ["steer", "--model", "demo", "--sae", &sae, "--feature", &feature, "--prompt", &prompt];
+        step(&title, &[&steer[..], &["--max-new-tokens", "8", "--top", "3"]].concat())?;
+    }
+    if ui.json() {
+        ui.out_json(&card)?;
+    } else {
+        print(&card, started, ui)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Prints a command and runs it as if it had been typed.
+fn step(title: &str, words: &[&str], common: &Common, ui: &Ui) -> Result<()> {
+    let shown: Vec<String> =
+        words.iter().map(|w| if w.contains(' ') { format!("'{w}'") } else { (*w).into() }).collect();
+    ui.out(paint(BOLD, title))?;
+    ui.out(format!("{} mechinterp {}", paint(DIM, "$"), shown.join(" ")))?;
+    let typed = std::iter::once("mechinterp").chain(words.iter().copied()).map(OsString::from);
+    let cli = Cli::try_parse_from(typed).map_err(|e| Error::Unsupported {
+        what: format!("the demo's own step `{}`", shown.join(" ")),
+        why: e.to_string(),
+        remedy: "this is a defect of mechinterp; please report it".into(),
+    })?;
+    dispatch(cli.command, common, ui)?;
+    ui.out("")
+}
+
+/// Empties a directory that an earlier demo made, or makes a new one.
+fn clear(out: &Path) -> Result<()> {
+    let mark = out.join(MARK);
+    if out.exists() && !mark.exists() {
+        return Err(Error::OutputInUse {
+            path: out.into(),
+            state: "exists and was not made by the demo",
+            remedy: "choose another --out".into(),
+        });
+    }
+    for part in PARTS {
+        for path in [out.join(part), out.join(format!("{part}.partial"))] {
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            match removed {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove what an earlier demo wrote", path)(e));
+                }
+                _ => {}
+            }
+        }
+    }
+    std::fs::create_dir_all(out).map_err(Error::io("make the output directory", out))?;
+    std::fs::write(&mark, "").map_err(Error::io("mark the output directory", mark))
+}
+
+/// The world's text, one JSON object a line.
+fn write_text(path: &Path, seed: u64) -> Result<()> {
+    let world = World::new(World::BUILT_IN_SEED);
+    write_atomic_with(path, |file| {
+        let mut out = std::io::BufWriter::new(file);
+        for text in world.corpus(DOCUMENTS, seed) {
+            writeln!(out, "{}", serde_json::json!({ "text": text }))?;
+        }
+        out.flush()
+    })
+}
+
+/// The best concept of three different families.
+fn showcase(card: &ScoreCard) -> Vec<&crate::demo::card::Found> {
+    let best = |family: &str| card.concepts.iter().find(|c| c.concept.starts_with(family));
+    ["country:", "text:", "next:", "class:"].into_iter().filter_map(best).take(3).collect()
+}
+
+fn print(card: &ScoreCard, started: Instant, ui: &Ui) -> Result<()> {
+    ui.out(paint(BOLD, "Score card: the generator knows every answer, so this can be measured"))?;
+    let recall = |r: &Recall, goal: Option<f64>| vec![share(r.accuracy(), goal), format!("{} of {}", r.right, r.asked)];
+    let mut table = Table::new(&["", ">", "", "what it is"]);
+    let mut row = |name: &str, mut cells: Vec<String>, what: &str| {
+        cells.insert(0, name.into());
+        cells.push(paint(DIM, what));
+        table.row(cells);
+    };
+    row("one-hop facts", recall(&card.quiz.single_hop, Some(0.99)), "the model's answers to every prompt of the world");
+    row("two-hop facts", recall(&card.quiz.two_hop, Some(0.90)), "such as the capital of a city's country, all pairs");
+    row(
+        "  held out",
+        recall(&card.quiz.two_hop_held_out, None),
+        "pairs that no training text stated: composed, not remembered",
+    );
+    let all = card.all();
+    let found = |f: &Family| {
+        vec![share(f.found as f64 / f.concepts.max(1) as f64, None), format!("{} of {}", f.found, f.concepts)]
+    };
+    row("concepts found", found(&all), &format!("a feature with F1 ≥ {FOUND} on text that had no part in choosing it"));
+    for (name, family) in &card.families {
+        row(&format!("  {name}"), found(family), &format!("mean best F1 {:.2}", family.mean_f1));
+    }
+    for (name, turns, what) in [
+        (
+            "answers turned",
+            &card.clamp_and_ablate,
+            "questions about country X answered for Y: feature of Y clamped, of X ablated",
+        ),
+        ("  by clamping alone", &card.clamp_alone, "feature of Y clamped, X left as it is"),
+    ] {
+        row(name, vec![share(turns.turn_rate(), None), format!("{} of {}", turns.turned, turns.tried)], what);
+    }
+    ui.out(table)?;
+    ui.out(paint(DIM, format!("{:.0} s in all", started.elapsed().as_secs_f64())))
+}
+
+/// A percentage, coloured by whether it reaches its goal.
+fn share(value: f64, goal: Option<f64>) -> String {
+    let text = format!("{:.1} %", value * 100.0);
+    match goal {
+        Some(goal) if value >= goal => paint(GREEN, text),
+        Some(_) => paint(RED, text),
+        None => text,
+    }
+}
