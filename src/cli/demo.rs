@@ -20,7 +20,7 @@ use super::{Cli, Common, Outcome, dispatch};
 
 /// Where in the built-in model the demo looks: late enough that a country is known, early enough to change it.
 const HOOK: &str = "blocks.1.hook_resid_post";
-/// Documents of the generated text; about 300,000 tokens.
+/// Documents of the generated text, about 300,000 tokens.
 const DOCUMENTS: usize = 4500;
 /// Marks a directory that `demo` made and may replace.
 const MARK: &str = ".made-by-mechinterp-demo";
@@ -40,11 +40,14 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME", default_value = HOOK)]
     hook: String,
     /// Number of features.
-    #[arg(long, value_name = "N", default_value = "1536")]
+    #[arg(long, value_name = "N", default_value = "2048")]
     d_sae: String,
     /// Weight of the L1 penalty.
-    #[arg(long, value_name = "X", default_value = "2")]
+    #[arg(long, value_name = "X", default_value = "4")]
     l1_coefficient: String,
+    /// Clamped features are set to this multiple of their largest activation.
+    #[arg(long, value_name = "X", default_value_t = CardSettings::default().strength)]
+    strength: f32,
     /// Rows to train on.
     #[arg(long, value_name = "N", default_value = "1M")]
     tokens: String,
@@ -72,13 +75,17 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let train = ["train-sae", "--cache", &acts, "--d-sae", &args.d_sae, "--l1-coefficient", &args.l1_coefficient];
     step(
         "Find the features in it",
-        &[&train[..], &["--batch-size", "1024", "--tokens", &args.tokens, "--seed", &seed, "--out", &sae]].concat(),
+        &[
+            &train[..],
+            &["--batch-size", "256", "--lr", "0.003", "--tokens", &args.tokens, "--seed", &seed, "--out", &sae],
+        ]
+        .concat(),
     )?;
     step("How good are they", &["eval", "--sae", &sae, "--cache", &acts, "--model", "demo", "--no-directions"])?;
 
     let opened = super::open::open("demo", crate::base::DtypeChoice::F32, common.device, &quiet)?;
     let dictionary = Arc::new(io::read(Path::new(&sae))?);
-    let settings = CardSettings { seed: args.seed, ..CardSettings::default() };
+    let settings = CardSettings { seed: args.seed, strength: args.strength, ..CardSettings::default() };
     let card = ScoreCard::measure(&opened.model, &dictionary, settings, ui.progress())?;
 
     let country = card.concepts.iter().find(|c| c.concept.starts_with("country:"));
