@@ -12,6 +12,7 @@ use crate::base::{Context, Progress, Result};
 use crate::dictionary::Dictionary;
 use crate::model::generate::{GenerateSettings, generate};
 use crate::model::{EditOp, HookPlan, KvCache, Model, Positions};
+use crate::ops::squared_norm;
 
 /// Which positions are steered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -44,7 +45,8 @@ pub struct SteerResult {
     pub unsteered: Vec<u32>,
     /// New tokens with them.
     pub steered: Vec<u32>,
-    /// Activation of each edit's feature on each position of `compared`, before the edits: `[positions][edits]`.
+    /// Activation of each edit's feature on each position of `compared`, before the edits: `[positions][edits]`. Zero
+    /// on positions that [`SteerSettings::max_norm`] leaves alone: the dictionary never saw such rows.
     pub activations: Vec<Vec<f32>>,
     /// The tokens after which next-token probabilities are compared: the prompt, and where only generated positions are
     /// steered also the first unsteered token, which is the first position that edits reach.
@@ -96,7 +98,14 @@ pub fn steer(
     let (before, rows) = next_token(model, &compared, &capture, placement)?;
     let (after, _) = next_token(model, &compared, &plan, placement)?;
     let features: Vec<u32> = edits.iter().map(|edit| edit.feature).collect();
-    let activations = dictionary.feature_activations(&rows, &features)?;
+    let mut activations = dictionary.feature_activations(&rows, &features)?;
+    if let Some(limit) = settings.max_norm {
+        for (row, activations) in rows.chunks_exact(dictionary.d_in()).zip(activations.chunks_exact_mut(features.len())) {
+            if f64::from(squared_norm(row)).sqrt() > limit {
+                activations.fill(0.0);
+            }
+        }
+    }
     let (gained, lost) = changes(&before, &after, settings.top_changes);
     let activations = activations.chunks_exact(features.len()).map(<[f32]>::to_vec).collect();
     Ok(SteerResult { unsteered, steered, activations, compared, gained, lost })
