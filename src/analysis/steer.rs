@@ -100,7 +100,8 @@ pub fn steer(
     let features: Vec<u32> = edits.iter().map(|edit| edit.feature).collect();
     let mut activations = dictionary.feature_activations(&rows, &features)?;
     if let Some(limit) = settings.max_norm {
-        for (row, activations) in rows.chunks_exact(dictionary.d_in()).zip(activations.chunks_exact_mut(features.len())) {
+        for (row, activations) in rows.chunks_exact(dictionary.d_in()).zip(activations.chunks_exact_mut(features.len()))
+        {
             if f64::from(squared_norm(row)).sqrt() > limit {
                 activations.fill(0.0);
             }
