@@ -1,23 +1,28 @@
 //! `mechinterp eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::analysis::eval::language::LanguageSettings;
 use crate::analysis::eval::{EvalSettings, Evaluation, definitions, evaluate};
-use crate::analysis::{CacheSequences, sequences::Part};
+use crate::analysis::{CacheSequences, LiveSequences, Placement, sequences::Part};
 use crate::base::{DtypeChoice, Error, Result};
-use crate::dictionary::io;
+use crate::data::{BosPolicy, Corpus, PackSettings, Packer, locate_data};
+use crate::dictionary::{Dictionary, io};
 use crate::store::CacheReader;
 use crate::store::FilterReport;
 use crate::store::shuffle::Split;
 
+use super::cache::count;
 use super::filter::FilterArgs;
-use super::open;
+use super::open::{self, Opened};
 use super::render::{DIM, Table, Ui, paint, thousands};
 use super::{Common, Outcome};
+
+/// Context length for dictionaries that do not say theirs.
+const DEFAULT_CONTEXT: usize = 256;
 
 /// Arguments of `eval`.
 #[derive(Debug, Clone, clap::Args)]
@@ -26,10 +31,16 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
     sae: Vec<PathBuf>,
     /// Cached activations to evaluate on.
-    #[arg(long, value_name = "DIR")]
-    cache: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "data")]
+    cache: Option<PathBuf>,
+    /// Text to run the model on, in place of a cache, under the context length and BOS rule of the dictionary.
+    #[arg(long, value_name = "FILE|HUB", num_args = 1.., conflicts_with = "cache", requires = "model")]
+    data: Vec<String>,
+    /// Tokens of the text to evaluate on.
+    #[arg(long, value_name = "N", default_value = "20k", value_parser = count, requires = "data")]
+    tokens: u64,
     /// Hook point of the cache, when it holds several; each dictionary's own when absent.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "cache")]
     hook: Option<String>,
     /// Also measure the model's loss with activations replaced by the dictionary's. Without a value the model that
     /// made the cache.
@@ -60,9 +71,35 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     if args.model_sequences == 0 {
         return Err(Error::flag("--model-sequences", "1 or more", 0, "leave out --model to skip the model's loss"));
     }
-    let reader = open::cache(&args.cache, ui)?;
-    let split = part(&reader, args.held_out)?;
     let dictionaries = args.sae.iter().map(|dir| io::read(dir)).collect::<Result<Vec<_>>>()?;
+    let reports = match &args.cache {
+        Some(cache) => on_cache(&args, cache, &dictionaries, common, ui)?,
+        None => on_text(&args, &dictionaries, common, ui)?,
+    };
+    if ui.json() {
+        ui.out_json(&reports)?;
+    } else {
+        print(&reports, ui)?;
+    }
+    Ok(Outcome::Done)
+}
+
+impl Args {
+    fn settings(&self, opened: Option<&Opened>) -> EvalSettings {
+        EvalSettings {
+            max_sequences: None,
+            max_model_sequences: Some(self.model_sequences),
+            feature_directions: !self.no_directions,
+            language: LanguageSettings {
+                ignored_targets: opened.iter().filter_map(|o| o.tokenizer.bos_id()).collect(),
+            },
+        }
+    }
+}
+
+fn on_cache(args: &Args, cache: &Path, dictionaries: &[Dictionary], common: &Common, ui: &Ui) -> Result<Vec<Report>> {
+    let reader = open::cache(cache, ui)?;
+    let range = part(&reader, args.held_out)?;
     let opened = match args.model.as_deref() {
         Some(name) => {
             let name = if name.is_empty() { reader.settings().model.name.as_str() } else { name };
@@ -72,28 +109,43 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         }
         None => None,
     };
-    let settings = EvalSettings {
-        max_sequences: None,
-        max_model_sequences: Some(args.model_sequences),
-        feature_directions: !args.no_directions,
-        language: LanguageSettings { ignored_targets: opened.iter().filter_map(|o| o.tokenizer.bos_id()).collect() },
-    };
-    let mut reports = Vec::new();
-    for (dir, dictionary) in args.sae.iter().zip(&dictionaries) {
+    let settings = args.settings(opened.as_ref());
+    let report = |(sae, dictionary): (&PathBuf, &Dictionary)| {
         let hook = open::cache_hook(&reader, dictionary, args.hook.as_deref())?;
-        let sequences = CacheSequences::open(&args.cache, Some(&hook), args.filter.settings(), ui.progress())?;
-        let positions = *sequences.report();
-        let source = Part { of: &sequences, range: split.clone() };
+        let sequences = CacheSequences::open(cache, Some(&hook), args.filter.settings(), ui.progress())?;
+        let source = Part { of: &sequences, range: range.clone() };
         let model = opened.as_ref().map(|o| &o.model);
         let evaluation = evaluate(dictionary, &source, model, &settings, ui.progress())?;
-        reports.push(Report { sae: dir.clone(), positions, evaluation });
+        Ok(Report { sae: sae.clone(), positions: *sequences.report(), evaluation })
+    };
+    args.sae.iter().zip(dictionaries).map(report).collect()
+}
+
+fn on_text(args: &Args, dictionaries: &[Dictionary], common: &Common, ui: &Ui) -> Result<Vec<Report>> {
+    let name = args.model.as_deref().filter(|name| !name.is_empty()).ok_or_else(|| {
+        Error::flag("--model", "a model beside --data", "none", "name the model that the dictionary was trained on")
+    })?;
+    let mut paths = Vec::new();
+    for data in &args.data {
+        paths.extend(locate_data(data, ui.progress())?);
     }
-    if ui.json() {
-        ui.out_json(&reports)?;
-    } else {
-        print(&reports, ui)?;
-    }
-    Ok(Outcome::Done)
+    let corpus = Corpus::open(&paths, "text")?;
+    let opened = open::open(name, DtypeChoice::F32, common.device, ui)?;
+    let settings = args.settings(Some(&opened));
+    let report = |(sae, dictionary): (&PathBuf, &Dictionary)| {
+        let metadata = &dictionary.config.metadata;
+        let bos = if metadata.prepend_bos == Some(false) { BosPolicy::Never } else { BosPolicy::Prepend };
+        let pack = PackSettings { context_size: metadata.context_size.unwrap_or(DEFAULT_CONTEXT), bos };
+        let wanted = args.tokens.div_ceil(pack.context_size.max(1) as u64) as usize;
+        let packer = Packer::new(&opened.tokenizer, corpus.documents(), pack)?;
+        let sequences = packer.take(wanted).collect::<Result<Vec<_>>>()?;
+        let hook = Placement::of(dictionary, opened.model.config())?.point;
+        let (filter, special) = (args.filter.settings(), opened.tokenizer.special_ids());
+        let source = LiveSequences::new(&opened.model, hook, sequences, special, filter, ui.progress())?;
+        let evaluation = evaluate(dictionary, &source, Some(&opened.model), &settings, ui.progress())?;
+        Ok(Report { sae: sae.clone(), positions: *source.report(), evaluation })
+    };
+    args.sae.iter().zip(dictionaries).map(report).collect()
 }
 
 /// The sequences to evaluate on.

@@ -26,7 +26,7 @@ pub use render::Ui;
 /// Look inside language models.
 ///
 /// Cache what flows through a model, train sparse dictionaries on it, read what every feature means, and clamp
-/// features while the model writes. MODEL is a Hugging Face directory, a hub id (org/name[@revision]) or `demo`,
+/// features while the model writes. MODEL is a Hugging Face directory, a hub id (`org/name` or `org/name@revision`) or `demo`,
 /// the model built into this program.
 #[derive(Debug, Parser)]
 #[command(name = "mechinterp", version, max_term_width = 110, propagate_version = true)]
@@ -40,7 +40,7 @@ pub struct Cli {
 /// Flags that every command takes.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
-    /// Where to compute: auto, cpu, cuda[:N] or metal. An explicit choice never falls back.
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal. An explicit choice never falls back.
     #[arg(long, global = true, default_value_t, value_name = "DEVICE")]
     device: DeviceChoice,
     /// CPU threads; all cores when absent.

@@ -202,6 +202,23 @@ fn eval_reports_saebench_categories() {
 }
 
 #[test]
+fn eval_on_text_equals_eval_on_a_cache_of_that_text() {
+    let cli = trained();
+    let cached = cli.run("eval --sae sae --cache acts --held-out 1 --no-directions --json --model").json();
+    let line = "eval --sae sae --model demo --data world.jsonl --tokens 8k --no-directions --json";
+    let live = cli.run(line).json();
+    for (category, name) in
+        [("reconstruction_quality", "explained_variance"), ("sparsity", "l0"), ("reconstruction_quality", "mse")]
+    {
+        let of = |json: &Value| json[0]["eval_result_metrics"][category][name].as_f64().unwrap();
+        let (a, b) = (of(&cached), of(&live));
+        assert!((a - b).abs() <= 1e-2 * a.abs(), "{name}: {a} on the cache, {b} on the text");
+    }
+    let counted = |json: &Value| json[0]["positions"]["rows"].as_u64().unwrap();
+    assert_eq!(counted(&cached), counted(&live));
+}
+
+#[test]
 fn features_from_an_index_equal_features_from_the_cache() {
     let cli = trained();
     let out = Cli::new();
