@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use clap::Parser;
 
+use crate::analysis::{FeatureEdit, FeatureOp};
 use crate::base::artifact::write_atomic_with;
 use crate::base::{Error, Result};
 use crate::demo::World;
@@ -40,7 +41,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME", default_value = HOOK)]
     hook: String,
     /// Number of features.
-    #[arg(long, value_name = "N", default_value = "2048")]
+    #[arg(long, value_name = "N", default_value = "1536")]
     d_sae: String,
     /// Weight of the L1 penalty.
     #[arg(long, value_name = "X", default_value = "4")]
@@ -49,7 +50,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "X", default_value_t = CardSettings::default().strength)]
     strength: f32,
     /// Rows to train on.
-    #[arg(long, value_name = "N", default_value = "1M")]
+    #[arg(long, value_name = "N", default_value = "2M")]
     tokens: String,
 }
 
@@ -88,18 +89,21 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let settings = CardSettings { seed: args.seed, strength: args.strength, ..CardSettings::default() };
     let card = ScoreCard::measure(&opened.model, &dictionary, settings, ui.progress())?;
 
-    let country = card.concepts.iter().find(|c| c.concept.starts_with("country:"));
     let ids: Vec<String> = showcase(&card).iter().map(|c| c.feature.to_string()).collect();
     let features = ["features", "--sae", &sae, "--cache", &acts, "--top-k", "20", "--out", &index];
     step("What they mean", &[&features[..], &["--feature", &ids.join(","), "--examples", "4"]].concat())?;
-    if let Some(country) = country {
-        let name = country.concept.trim_start_matches("country:");
-        let other = if name == "Japan" { "Italy" } else { "Japan" };
-        let feature = format!("{}:{:.1}", country.feature, country.max_activation * settings.strength);
-        let prompt = format!("The capital of {other} is");
-        let title = format!("Turn one: make the model think of {name}");
-        let steer = ["steer", "--model", "demo", "--sae", &sae, "--feature", &feature, "--prompt", &prompt];
-        step(&title, &[&steer[..], &["--max-new-tokens", "8", "--top", "3"]].concat())?;
+    if let Some(turned) = &card.turned {
+        let edit = |e: &FeatureEdit| match e.op {
+            FeatureOp::Clamp(v) => format!("{}:{v:.1}", e.feature),
+            _ => format!("{}:0", e.feature),
+        };
+        let mut steer = vec!["steer", "--model", "demo", "--sae", &sae];
+        let values: Vec<String> = turned.edits.iter().map(edit).collect();
+        for value in &values {
+            steer.extend(["--feature", value]);
+        }
+        steer.extend(["--prompt", &turned.prompt, "--max-new-tokens", "8", "--top", "3"]);
+        step("Turn some: one country's feature on, another's off (the score card says how often it works)", &steer)?;
     }
     if ui.json() {
         ui.out_json(&card)?;

@@ -182,7 +182,7 @@ fn print(reports: &[Report], ui: &Ui) -> Result<()> {
     header.push("what it is".into());
     let mut table = Table::new(&header.iter().map(String::as_str).collect::<Vec<_>>());
     for &(name, meaning) in definitions() {
-        let cells: Vec<String> = columns.iter().map(|(_, json)| cell(find(json, name))).collect();
+        let cells: Vec<String> = columns.iter().map(|(_, json)| cell(measured(json, name))).collect();
         if cells.iter().any(|c| c != "-") {
             let mut row = vec![name.to_owned()];
             row.extend(cells);
@@ -193,7 +193,14 @@ fn print(reports: &[Report], ui: &Ui) -> Result<()> {
     ui.out(table)
 }
 
-/// A metric of any category.
+/// A metric of any category; null where the model's losses were not measured and it only counts them.
+fn measured<'a>(metrics: &'a Value, name: &str) -> &'a Value {
+    match find(metrics, name) {
+        count if name == "total_tokens_eval_reconstruction" && count == 0 => &Value::Null,
+        value => value,
+    }
+}
+
 fn find<'a>(metrics: &'a Value, name: &str) -> &'a Value {
     let mut categories = metrics.as_object().into_iter().flat_map(|m| m.values());
     categories.find_map(|category| category.get(name)).unwrap_or(&Value::Null)

@@ -20,7 +20,7 @@ use super::quiz::{Quiz, most_likely, quiz};
 use super::score::{Match, match_concepts};
 use super::tokenizer::{BEGIN, Vocabulary};
 use super::turn::{CountrySwap, Turns, country_trials, turn_answers};
-use super::world::World;
+use super::world::{Prompt, World};
 
 /// A concept counts as found when its feature's F1 on unseen text is at least this.
 pub const FOUND: f64 = 0.9;
@@ -44,7 +44,7 @@ pub struct CardSettings {
 
 impl Default for CardSettings {
     fn default() -> Self {
-        Self { tokens: 40_000, strength: 2.0, seed: 1 }
+        Self { tokens: 40_000, strength: 1.4, seed: 1 }
     }
 }
 
@@ -59,6 +59,17 @@ pub struct Found {
     pub f1: f64,
     /// The feature's largest activation.
     pub max_activation: f32,
+}
+
+/// A question whose answer turned.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Turned {
+    /// The question.
+    pub prompt: String,
+    /// The answer it turned to.
+    pub answer: String,
+    /// What was done to the features.
+    pub edits: Vec<FeatureEdit>,
 }
 
 /// Concepts of one family.
@@ -85,6 +96,8 @@ pub struct ScoreCard {
     pub clamp_and_ablate: Turns,
     /// Answers turned by setting the feature of another country alone.
     pub clamp_alone: Turns,
+    /// One of the answers that turned, when any did.
+    pub turned: Option<Turned>,
     /// The settings.
     pub settings: CardSettings,
 }
@@ -119,8 +132,8 @@ impl ScoreCard {
         progress.advance(1);
         let concepts = bench.judge(&matches)?;
         progress.advance(1);
-        let clamp_and_ablate = bench.turns(&matches, true)?;
-        let clamp_alone = bench.turns(&matches, false)?;
+        let (clamp_and_ablate, turned) = bench.turns(&matches, true)?;
+        let (clamp_alone, _) = bench.turns(&matches, false)?;
         progress.end();
         let mut families: BTreeMap<String, Family> = BTreeMap::new();
         for found in &concepts {
@@ -132,7 +145,7 @@ impl ScoreCard {
         for family in families.values_mut() {
             family.mean_f1 /= family.concepts as f64;
         }
-        Ok(Self { quiz, families, concepts, clamp_and_ablate, clamp_alone, settings })
+        Ok(Self { quiz, families, concepts, clamp_and_ablate, clamp_alone, turned, settings })
     }
 }
 
@@ -203,22 +216,39 @@ impl Bench<'_> {
     }
 
     /// Asks questions about countries with another country's feature on, and with `ablate_own` the own one off.
-    fn turns(&self, matches: &[Match], ablate_own: bool) -> Result<Turns> {
+    fn turns(&self, matches: &[Match], ablate_own: bool) -> Result<(Turns, Option<Turned>)> {
         let trials = country_trials(self.world, self.labeller, matches, TRIALS, self.settings.seed);
         let placement = Placement::of(self.dictionary, self.model.config())?;
-        turn_answers(&trials, |prompt, swap: Option<&CountrySwap>| {
+        let answer = |prompt: &Prompt, swap: Option<&CountrySwap>| {
             let mut plan = HookPlan::new().with_logits();
-            if let Some(CountrySwap { to, from }) = swap {
-                let clamp = FeatureOp::Clamp(to.max_activation * self.settings.strength);
-                let mut edits = vec![FeatureEdit { feature: to.feature, op: clamp }];
-                let own = from.filter(|own| ablate_own && own.feature != to.feature);
-                edits.extend(own.map(|own| FeatureEdit { feature: own.feature, op: FeatureOp::Ablate }));
+            if let Some(swap) = swap {
+                let edits = self.edits(swap, ablate_own);
                 let rewrite = FeatureRewrite::new(self.dictionary, &edits, self.model.device())?;
                 plan = plan.edit(placement.edit(EditOp::Rewrite(Arc::new(rewrite))));
             }
             let prompts = std::slice::from_ref(prompt);
             Ok(most_likely(self.model, self.vocabulary, prompts, &plan)?.pop().unwrap_or_default())
-        })
+        };
+        let mut all = Turns::default();
+        let mut example = None;
+        for trial in &trials {
+            let Turns { tried, changed, turned } = turn_answers(std::slice::from_ref(trial), answer)?;
+            all.tried += tried;
+            all.changed += changed;
+            all.turned += turned;
+            if turned > 0 && example.is_none() {
+                let edits = self.edits(&trial.steer, ablate_own);
+                example = Some(Turned { prompt: trial.prompt.text.clone(), answer: trial.expected.clone(), edits });
+            }
+        }
+        Ok((all, example))
+    }
+
+    fn edits(&self, CountrySwap { to, from }: &CountrySwap, ablate_own: bool) -> Vec<FeatureEdit> {
+        let clamp = FeatureOp::Clamp(to.max_activation * self.settings.strength);
+        let own = from.filter(|own| ablate_own && own.feature != to.feature);
+        let ablate = own.map(|own| FeatureEdit { feature: own.feature, op: FeatureOp::Ablate });
+        std::iter::once(FeatureEdit { feature: to.feature, op: clamp }).chain(ablate).collect()
     }
 }
 

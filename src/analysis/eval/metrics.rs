@@ -148,7 +148,8 @@ impl MiscMetrics {
         let (n, total) = (densities.len().max(1) as f64, densities.iter().sum::<f64>());
         let share = |above: f64| densities.iter().filter(|d| **d > above).count() as f64 / n;
         let mass = |above: f64| {
-            let sum: f64 = densities.iter().filter(|d| **d > above).sum();
+            // The sum of nothing is −0 in Rust.
+            let sum: f64 = densities.iter().filter(|d| **d > above).sum::<f64>() + 0.0;
             if total > 0.0 { sum / total } else { 0.0 }
         };
         Self {
