@@ -23,6 +23,9 @@ use super::{Cli, Common, Outcome, dispatch};
 const HOOK: &str = "blocks.1.hook_resid_post";
 /// Documents of the generated text, about 300,000 tokens.
 const DOCUMENTS: usize = 4500;
+/// What the built-in model has to know for the demo to mean anything.
+const ONE_HOP_GOAL: f64 = 0.99;
+const TWO_HOP_GOAL: f64 = 0.90;
 /// Marks a directory that `demo` made and may replace.
 const MARK: &str = ".made-by-mechinterp-demo";
 /// The files of earlier runs that it replaces.
@@ -110,7 +113,8 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     } else {
         print(&card, started, ui)?;
     }
-    Ok(Outcome::Done)
+    let knows = card.quiz.single_hop.accuracy() >= ONE_HOP_GOAL && card.quiz.two_hop.accuracy() >= TWO_HOP_GOAL;
+    Ok(if knows { Outcome::Done } else { Outcome::No })
 }
 
 /// Prints a command and runs it as if it had been typed.
@@ -181,8 +185,16 @@ fn print(card: &ScoreCard, started: Instant, ui: &Ui) -> Result<()> {
         cells.push(paint(DIM, what));
         table.row(cells);
     };
-    row("one-hop facts", recall(&card.quiz.single_hop, Some(0.99)), "the model's answers to every prompt of the world");
-    row("two-hop facts", recall(&card.quiz.two_hop, Some(0.90)), "such as the capital of a city's country, all pairs");
+    row(
+        "one-hop facts",
+        recall(&card.quiz.single_hop, Some(ONE_HOP_GOAL)),
+        "the model's answers to every prompt of the world",
+    );
+    row(
+        "two-hop facts",
+        recall(&card.quiz.two_hop, Some(TWO_HOP_GOAL)),
+        "such as the capital of a city's country, all pairs",
+    );
     row(
         "  held out",
         recall(&card.quiz.two_hop_held_out, None),

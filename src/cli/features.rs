@@ -165,6 +165,14 @@ fn from_cache(args: &Args, sae: &Path, cache: &Path, common: &Common, ui: &Ui) -
 
 fn open_sources(args: &Args, sae: &Path, cache: &Path, common: &Common, ui: &Ui) -> Result<Sources> {
     let dictionary = io::read(sae)?;
+    if let Some(&beyond) = args.feature.iter().find(|&&f| f as usize >= dictionary.d_sae()) {
+        return Err(Error::flag(
+            "--feature",
+            format!("a feature from 0 to {}", dictionary.d_sae().saturating_sub(1)),
+            beyond,
+            "count features from zero; `--sort max` lists the strongest",
+        ));
+    }
     let reader = open::cache(cache, ui)?;
     let hook = open::cache_hook(&reader, &dictionary, args.hook.as_deref())?;
     let sequences = CacheSequences::open(cache, Some(&hook), args.filter.settings(), ui.progress())?;
