@@ -18,6 +18,9 @@ const ENCODER_SHARE: f32 = 0.2;
 /// The encoder bias starts again at minus this share of what the chosen row excites, so that a revived feature fires
 /// on rows like its own and not on half of all rows.
 const BIAS_SHARE: f32 = 0.5;
+/// At most one in so many features starts again at once. Residuals of different rows resemble each other, because an
+/// L1 penalty shrinks all reconstructions: hundreds of features along them overshoot together, and most die again.
+const MOST_REVIVED: usize = 64;
 /// Rows over which firing frequencies are counted before the count starts anew.
 const FREQUENCY_ROWS: u64 = 1 << 20;
 
@@ -69,13 +72,15 @@ impl Activity {
     }
 }
 
-/// Starts `dead` features again at rows of the batch `x`, `[n, d]`; gives those it started, at most one a row.
+/// Starts some of the `dead` features again at rows of the batch `x`, `[n, d]`; gives those it started, at most one a
+/// row.
 pub(super) fn resample(state: &mut State, dead: &[u32], x: &[f32], seed: u64) -> Vec<u32> {
     let d = state.weights.width;
     let centered = centered(x, Some(&state.weights.b_dec));
     let residuals = residuals(&state.weights, x, &centered);
     let errors: Vec<f32> = residuals.chunks_exact(d).map(squared_norm).collect();
-    let rows = draw(&errors, dead.len(), seed, state.step);
+    let most = (state.weights.b_enc.len() / MOST_REVIVED).max(1);
+    let rows = draw(&errors, dead.len().min(most), seed, state.step);
     let encoder_norm = ENCODER_SHARE * mean_norm(&state.weights.w_enc, d, dead);
     let decoder_norm = mean_norm(&state.weights.w_dec, d, dead);
     let revived: Vec<u32> = dead.iter().copied().take(rows.len()).collect();
@@ -154,22 +159,25 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_feature_fires_again_on_the_row_it_was_given() {
-        let (d, f) = (6, 5);
+    fn some_dead_features_fire_again_on_the_rows_they_were_given() {
+        let (d, f) = (6, 2 * MOST_REVIVED);
         let mut state = State::new(Parameters::initial(d, f, 0.1, vec![0.0; d], 3));
-        state.weights.b_enc = vec![0.0, 0.0, -100.0, 0.0, -100.0];
+        for dead in [2, 4, 9] {
+            state.weights.b_enc[dead] = -100.0;
+        }
         state.first.w_enc.fill(1.0);
         let x = numbers(8 * d, "x");
         let before = state.clone();
-        assert_eq!(resample(&mut state, &[2, 4], &x, 1), [2, 4]);
+        assert_eq!(resample(&mut state, &[2, 4, 9], &x, 1), [2, 4], "one in {MOST_REVIVED} at once");
         let codes = encode(&state.weights, &x);
         for feature in [2, 4] {
             assert!(codes.features.contains(&feature), "{feature}");
         }
+        assert!(!codes.features.contains(&9));
         assert_eq!(state.weights.w_enc[..2 * d], before.weights.w_enc[..2 * d]);
         assert_eq!((state.first.w_enc[2 * d], state.first.w_enc[d]), (0.0, 1.0));
         let mut again = before.clone();
-        resample(&mut again, &[2, 4], &x, 1);
+        resample(&mut again, &[2, 4, 9], &x, 1);
         assert_eq!(again, state, "the same seed and step");
     }
 }
