@@ -149,7 +149,7 @@ CHECKPOINTS = {
     "olmo-grouped": Checkpoint(hf.OlmoConfig(**GROUPED, attention_bias=True, rope_theta=100.0, rope_scaling=dict(type="linear", factor=2.0))),
     "olmo2": Checkpoint(hf.Olmo2Config(**but(GROUPED, num_key_value_heads=4)), sparse=True),
     "olmo2-grouped": Checkpoint(
-        hf.Olmo2Config(**but(GROUPED, max_position_embeddings=8), attention_bias=True, rms_norm_eps=1e-3, rope_scaling=dict(type="dynamic", factor=2.0),
+        hf.Olmo2Config(**but(GROUPED, max_position_embeddings=12), attention_bias=True, rms_norm_eps=1e-3, rope_scaling=dict(type="dynamic", factor=2.0),
                        tie_word_embeddings=True)),
 
     "falcon": Checkpoint(hf.FalconConfig(**SIZE, ffn_hidden_size=24), sparse=True),
