@@ -67,7 +67,8 @@ def config_json(checkpoint):
     def written(config, overrides):
         text = json.loads(config.to_json_string())
         default = json.loads(type(config)().to_json_string()) if checkpoint.sparse else {}
-        text = {key: value for key, value in text.items() if key == "model_type" or key not in default or value != default[key]}
+        own = lambda key: key == "model_type" or key not in default or text[key] != default[key]
+        text = {key: value for key, value in text.items() if own(key)}
         text |= overrides
         return {key: value for key, value in text.items() if value is not None or key not in overrides}
 

@@ -15,8 +15,10 @@ class Record:
     def __init__(self, model):
         self.ins, self.outs, self.rotated = {}, {}, []
         for name, module in model.named_modules():
-            module.register_forward_pre_hook(lambda _m, args, kwargs, n=name: self._keep(self.ins, n, args or tuple(kwargs.values())), with_kwargs=True)
-            module.register_forward_hook(lambda _m, _args, out, n=name: self._keep(self.outs, n, out))
+            keep_in = lambda _m, args, kwargs, n=name: self._keep(self.ins, n, args or tuple(kwargs.values()))
+            keep_out = lambda _m, _args, out, n=name: self._keep(self.outs, n, out)
+            module.register_forward_pre_hook(keep_in, with_kwargs=True)
+            module.register_forward_hook(keep_out)
         self.modeling = sys.modules[type(model).__module__]
         self.rotate = getattr(self.modeling, "apply_rotary_pos_emb", None)
         if self.rotate:
@@ -102,7 +104,9 @@ def projections(config, parts, record, block):
     else:
         groups = record.outs[block + parts.fused].unflatten(-1, (kv_heads, heads // kv_heads + 2, width))
         q, k, v = groups[..., :-2, :].flatten(2, 3), groups[..., -2, :], groups[..., -1, :]
-    return (clipped(config, q), clipped(config, k), clipped(config, v)) if parts.q_norm is None else (q, k, clipped(config, v))
+    if parts.q_norm is None:  # otherwise queries and keys are clipped behind their norm
+        q, k = clipped(config, q), clipped(config, k)
+    return q, k, clipped(config, v)
 
 
 def head_norm_hooks(golden, point, parts, model, path, x):
@@ -153,7 +157,8 @@ def mlp_hooks(golden, p, parts, record, block, like):
     if parts.gate_up:
         golden[p + "mlp.hook_pre"], golden[p + "mlp.hook_pre_linear"] = record.outs[block + parts.gate_up].chunk(2, -1)
     elif parts.gate:
-        golden[p + "mlp.hook_pre"], golden[p + "mlp.hook_pre_linear"] = record.outs[block + parts.gate], record.outs[block + parts.up]
+        golden[p + "mlp.hook_pre"] = record.outs[block + parts.gate]
+        golden[p + "mlp.hook_pre_linear"] = record.outs[block + parts.up]
     else:
         golden[p + "mlp.hook_pre"] = record.outs[block + parts.up].view(*like.shape[:2], -1)
     golden[p + "mlp.hook_post"] = record.ins[block + parts.down].view(*like.shape[:2], -1)

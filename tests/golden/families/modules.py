@@ -36,7 +36,8 @@ class Modules:
 
 LLAMA = Modules()
 GEMMA = replace(LLAMA, norm="rms+1")
-GEMMA2 = replace(GEMMA, ln1_post="post_attention_layernorm", ln2="pre_feedforward_layernorm", ln2_post="post_feedforward_layernorm")
+GEMMA2 = replace(GEMMA, ln1_post="post_attention_layernorm", ln2="pre_feedforward_layernorm",
+                 ln2_post="post_feedforward_layernorm")
 GEMMA3 = replace(GEMMA2, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm")
 QWEN3 = replace(LLAMA, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm")
 GPT2 = Modules(embed="transformer.wte", pos_embed="transformer.wpe", blocks="transformer.h", ln_final="transformer.ln_f",
@@ -57,18 +58,23 @@ def modules_of(config):
         case "gpt2":
             return GPT2
         case "gpt_neo":
-            return replace(GPT2, attn="attn.attention", fused=None, q=NEO + "q_proj", k=NEO + "k_proj", v=NEO + "v_proj", out=NEO + "out_proj")
+            return replace(GPT2, attn="attn.attention", fused=None, q=NEO + "q_proj", k=NEO + "k_proj", v=NEO + "v_proj",
+                           out=NEO + "out_proj")
         case "gpt_neox":
-            return Modules(embed="gpt_neox.embed_in", blocks="gpt_neox.layers", ln_final="gpt_neox.final_layer_norm", unembed="embed_out",
-                           attn="attention", fused="attention.query_key_value", out="attention.dense", gate=None, up="mlp.dense_h_to_4h",
-                           down="mlp.dense_4h_to_h", norm="layer", wiring="parallel" if config.use_parallel_residual else "sequential")
+            return Modules(embed="gpt_neox.embed_in", blocks="gpt_neox.layers", ln_final="gpt_neox.final_layer_norm",
+                           unembed="embed_out",
+                           attn="attention", fused="attention.query_key_value", out="attention.dense", gate=None,
+                           up="mlp.dense_h_to_4h",
+                           down="mlp.dense_4h_to_h", norm="layer",
+                           wiring="parallel" if config.use_parallel_residual else "sequential")
         case "opt":
             before = config.do_layer_norm_before
             projected = config.word_embed_proj_dim != config.hidden_size
             return Modules(embed="model.decoder.project_in" if projected else "model.decoder.embed_tokens",
                            pos_embed="model.decoder.embed_positions", blocks="model.decoder.layers",
                            ln_final="model.decoder.final_layer_norm" if before and not config._remove_final_layer_norm else None,
-                           ln1="self_attn_layer_norm", ln2="final_layer_norm", out="self_attn.out_proj", mlp=None, gate=None, up="fc1",
+                           ln1="self_attn_layer_norm", ln2="final_layer_norm", out="self_attn.out_proj", mlp=None, gate=None,
+                           up="fc1",
                            down="fc2", norm="layer", wiring="sequential" if before else "norm_stream")
         case "llama" | "mistral" | "qwen2" | "smollm3" | "granite":
             return LLAMA
