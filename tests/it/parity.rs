@@ -105,7 +105,7 @@ fn a_wrong_setting_is_noticed() {
         ("falcon-one-norm", "/activation", json!("gelu")),
         ("smollm3", "/no_rope_layer_interval", json!(3)),
         ("smollm3-window", "/no_rope_layers", json!([1, 0, 1])),
-        ("stablelm-parallel", "/partial_rotary_factor", json!(0.5)),
+        ("stablelm-parallel", "/partial_rotary_factor", json!(0.4)),
         ("starcoder2", "/sliding_window", json!(4)),
         ("starcoder2-bare", "/hidden_act", json!("gelu_pytorch_tanh")),
         ("granite", "/residual_multiplier", json!(0.41)),

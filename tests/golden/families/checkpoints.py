@@ -54,7 +54,8 @@ CHECKPOINTS = {
         hf.GPTNeoConfig(vocab_size=40, hidden_size=18, num_layers=3, num_heads=3, max_position_embeddings=24, window_size=4,
                         intermediate_size=20,
                         attention_types=[[["local"], 2], [["global"], 1]], activation_function="gelu", layer_norm_epsilon=1e-3,
-                        tie_word_embeddings=False, **TOKENS)),
+                        tie_word_embeddings=False, **TOKENS),
+        written=dict(attention_layers=None)),
 
     "gpt_neox": Checkpoint(
         hf.GPTNeoXConfig(**but(SIZE, num_attention_heads=2), intermediate_size=24), sparse=True,
