@@ -6,6 +6,8 @@ mod cli;
 mod close;
 mod demo;
 mod fixture;
+mod golden;
+mod identities;
 mod kill;
 mod layers;
 mod parity;
