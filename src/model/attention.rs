@@ -4,13 +4,15 @@
 use candle_core::{D, DType, Tensor};
 
 use crate::base::Result;
+use crate::ops::{self, attend::attend};
 
 use super::config::QkNormScope;
 use super::hook::{HookPoint, Site};
 use super::kv_cache::KvCache;
-use super::linear::Linear;
+use super::linear::{Input, Linear};
 use super::norm::{Norm, NormPoints};
 use super::pass::{Pass, RotaryTables};
+use super::plain;
 use super::position::rotate;
 use super::tap::Tap;
 
@@ -65,16 +67,16 @@ impl Attention {
         tap: &mut Tap<'_>,
     ) -> Result<Option<Tensor>> {
         let Inputs { whole, q, k, v } = inputs;
-        let q = self.project(Site::Q, &self.q, whole, q.as_ref(), self.heads, tap)?;
-        let k = self.project(Site::K, &self.k, whole, k.as_ref(), self.kv_heads, tap)?;
-        let v = self.project(Site::V, &self.v, whole, v.as_ref(), self.kv_heads, tap)?;
+        let whole = Input::new(whole);
+        let q = self.project(Site::Q, &self.q, &whole, q.as_ref(), self.heads, tap)?;
+        let k = self.project(Site::K, &self.k, &whole, k.as_ref(), self.kv_heads, tap)?;
+        let v = self.project(Site::V, &self.v, &whole, v.as_ref(), self.kv_heads, tap)?;
         let (q, k) = self.normalise(q, k, tap)?;
-        let (q, k, v) = (q.transpose(1, 2)?, k.transpose(1, 2)?, v.transpose(1, 2)?); // b,heads,s,h
         let (q, k, v) = self.place(q, k, v, pass, cache, tap)?;
         if tap.stops_at(self.layer, Site::RotK) {
             return Ok(None);
         }
-        let z = self.attend(&q, &k, &v, pass.bias(self.window), tap)?;
+        let z = self.attend(&q, &k, &v, pass, tap)?;
         if tap.stops_at(self.layer, Site::Z) {
             return Ok(None);
         }
@@ -86,15 +88,15 @@ impl Attention {
         &self,
         site: Site,
         linear: &Linear,
-        whole: &Tensor,
+        whole: &Input<'_>,
         per_head: Option<&Tensor>,
         heads: usize,
         tap: &mut Tap<'_>,
     ) -> Result<Tensor> {
-        let (b, s, _) = whole.dims3()?;
+        let (b, s, _) = whole.tensor().dims3()?;
         let y = match per_head {
             Some(per_head) => linear.forward_per_head(per_head)?,
-            None => linear.forward(whole)?.reshape((b, s, heads, ()))?,
+            None => linear.forward_input(whole)?.reshape((b, s, heads, ()))?,
         };
         let y = match self.clip {
             Some(clip) => y.clamp(-clip, clip)?,
@@ -115,7 +117,7 @@ impl Attention {
         Ok((one(q, q_norm, q_points)?, one(k, k_norm, k_points)?))
     }
 
-    /// Rotates, and joins keys and values with those of earlier positions, `[b, heads, positions, h]`.
+    /// Rotates, and joins keys and values with those of earlier positions, `[b, positions, heads, h]`.
     fn place(
         &self,
         q: Tensor,
@@ -143,23 +145,19 @@ impl Attention {
             }
             None => join(rotate(&k, &new.0, &new.1)?, v, cache)?,
         };
-        let q = self.tap_rotated(Site::RotQ, q, tap)?;
-        let k = self.tap_rotated(Site::RotK, k, tap)?;
+        let q = tap.at(HookPoint::block(self.layer, Site::RotQ), q)?;
+        let k = tap.at(HookPoint::block(self.layer, Site::RotK), k)?;
         Ok((q, k, v))
     }
 
-    /// Hooks see heads after positions, `[b, s, heads, h]`.
-    fn tap_rotated(&self, site: Site, x: Tensor, tap: &mut Tap<'_>) -> Result<Tensor> {
-        let point = HookPoint::block(self.layer, site);
-        if !tap.wants(point) {
-            return Ok(x);
-        }
-        Ok(tap.at(point, x.transpose(1, 2)?.contiguous()?)?.transpose(1, 2)?)
-    }
-
-    /// Weighted values `[b, s, H, h]` of queries `[b, H, s, h]` over keys and values `[b, K, S, h]`.
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, tap: &mut Tap<'_>) -> Result<Tensor> {
+    /// Weighted values `[b, s, H, h]` of queries `[b, s, H, h]` over keys and values `[b, S, K, h]`.
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass, tap: &mut Tap<'_>) -> Result<Tensor> {
         let at = |site| HookPoint::block(self.layer, site);
+        let hooked = tap.wants(at(Site::AttnScores)) || tap.wants(at(Site::AttnPattern));
+        if !hooked && [q, k, v].into_iter().all(plain::is_plain) {
+            return tap.at(at(Site::Z), self.sweep(q, k, v, pass)?);
+        }
+        let (q, k, v) = (q.transpose(1, 2)?, k.transpose(1, 2)?, v.transpose(1, 2)?); // b,heads,s,h
         let (b, heads, s, d_head) = q.dims4()?;
         let (kv_heads, total) = (k.dim(1)?, k.dim(2)?);
         let group = heads / kv_heads;
@@ -172,7 +170,7 @@ impl Attention {
             Some(cap) => ((scores / cap)?.tanh()? * cap)?,
             None => scores,
         };
-        let scores = match bias {
+        let scores = match pass.bias(self.window)? {
             Some(bias) => scores.broadcast_add(bias)?,
             None => scores,
         };
@@ -181,6 +179,35 @@ impl Attention {
         let z = pattern.reshape((b, kv_heads, group * s, total))?.matmul(&v.contiguous()?)?;
         let z = z.reshape((b, heads, s, d_head))?.transpose(1, 2)?.contiguous()?; // b,s,H,h
         tap.at(at(Site::Z), z)
+    }
+
+    /// As [`Attention::attend`] of plain tensors when no hook looks inside, without storing the scores.
+    fn sweep(&self, q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let (sequences, positions, heads, d_head) = q.dims4()?;
+        let bias = pass.alibi().map(|alibi| plain::read(alibi, <[f32]>::to_vec)).transpose()?;
+        let z = plain::read(q, |q| {
+            plain::read(k, |keys| {
+                plain::read(v, |values| {
+                    attend(&ops::attend::Attention {
+                        q,
+                        k: keys,
+                        v: values,
+                        sequences,
+                        positions,
+                        total: k.dims()[1],
+                        heads,
+                        kv_heads: self.kv_heads,
+                        d_head,
+                        scale: self.scale as f32,
+                        soft_cap: self.soft_cap.map(|cap| cap as f32),
+                        window: self.window,
+                        bias: bias.as_deref(),
+                        bf16: self.q.is_packed(),
+                    })
+                })
+            })
+        })???;
+        plain::tensor(z, q.dims(), q)
     }
 
     /// The output projection of `z` `[b, s, H, h]`.

@@ -5,6 +5,7 @@
 use serde::Serialize;
 
 use crate::base::{Error, Result};
+use crate::ops::lanes;
 
 pub use super::rotary::{RopeScaling, Rotary};
 
@@ -153,6 +154,17 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// The kernel that computes it.
+    pub(crate) fn kernel(self) -> lanes::Activation {
+        match self {
+            Self::Gelu => lanes::Activation::Gelu,
+            Self::GeluTanh => lanes::Activation::GeluTanh,
+            Self::QuickGelu => lanes::Activation::QuickGelu,
+            Self::Silu => lanes::Activation::Silu,
+            Self::Relu => lanes::Activation::Relu,
+        }
+    }
+
     /// The activation called `name` in a Hugging Face configuration.
     ///
     /// # Errors

@@ -12,8 +12,10 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use crate::base::{Context, Error, Result};
+use crate::ops::threads;
 
 use super::block::Block;
 use super::config::{ModelConfig, Position};
@@ -30,11 +32,26 @@ use super::tap::Tap;
 pub struct Run {
     /// `[b, s, v]` in f32, when the plan asked for logits.
     pub logits: Option<Tensor>,
-    /// The captured values, after edits, in the model's number type.
+    /// The captured values, after edits, in the number type of the residual stream.
     pub captures: BTreeMap<HookPoint, Tensor>,
 }
 
 impl Run {
+    /// The runs of consecutive sequences as that of all of them.
+    fn joined(runs: Vec<Self>) -> Result<Self> {
+        let join = |parts: Vec<&Tensor>| Tensor::cat(&parts, 0);
+        let logits: Vec<&Tensor> = runs.iter().filter_map(|run| run.logits.as_ref()).collect();
+        let points: Vec<HookPoint> = runs.first().map(|run| run.captures.keys().copied().collect()).unwrap_or_default();
+        let capture = |point| -> Result<_> {
+            let parts = runs.iter().filter_map(|run| run.captures.get(&point)).collect();
+            Ok((point, join(parts)?))
+        };
+        Ok(Self {
+            logits: if logits.is_empty() { None } else { Some(join(logits)?) },
+            captures: points.into_iter().map(capture).collect::<Result<_>>()?,
+        })
+    }
+
     /// The captured values at `point`.
     ///
     /// # Errors
@@ -59,6 +76,9 @@ impl Run {
         })
     }
 }
+
+/// Rows that one thread takes through all layers: a panel of weights serves them all, and they fit its cache.
+const ROWS_AT_ONCE: usize = 256;
 
 /// A decoder with its weights.
 #[derive(Debug, Clone)]
@@ -86,7 +106,7 @@ impl Model {
         self.embed.device()
     }
 
-    /// The number type of weights and activations.
+    /// The number type of the weights.
     pub fn dtype(&self) -> DType {
         self.embed.dtype()
     }
@@ -97,8 +117,8 @@ impl Model {
     /// When multiplying with that projection fails.
     pub fn unembedding(&self) -> Result<Tensor> {
         Ok(match &self.project_out {
-            Some(project) => project.weight().matmul(self.unembed.weight())?,
-            None => self.unembed.weight().clone(),
+            Some(project) => project.weight(self.dtype())?.matmul(&self.unembed.weight(self.dtype())?)?,
+            None => self.unembed.weight(self.dtype())?,
         })
     }
 
@@ -126,7 +146,32 @@ impl Model {
     /// When the plan names points the model lacks, when the sequence is empty or longer than the context, or when
     /// the device runs out of memory.
     pub fn forward(&self, tokens: &Tensor, plan: &HookPlan) -> Result<Run> {
-        self.run(tokens, &plan.resolve(&self.config)?, None, false)
+        let plan = plan.resolve(&self.config)?;
+        let (b, s) = tokens.dims2()?;
+        self.check_length(0, s)?;
+        let pass = self.pass(0, s)?;
+        // On the CPU a few sequences at a time go through all layers on one thread: what they compute stays in its
+        // cache, and threads never wait for each other.
+        let together = ROWS_AT_ONCE.div_ceil(s);
+        if b <= together || !plan.edits.is_empty() || !self.device().is_cpu() || self.embed.track_op() {
+            return self.run(tokens, &plan, &pass, None, false);
+        }
+        let starts: Vec<usize> = (0..b).step_by(together).collect();
+        let runs = starts.into_par_iter().map(|start| {
+            let tokens = tokens.narrow(0, start, together.min(b - start))?;
+            threads::on_this_thread(|| self.run(&tokens, &plan, &pass, None, false))
+        });
+        Run::joined(runs.collect::<Result<_>>()?)
+    }
+
+    fn pass(&self, offset: usize, s: usize) -> Result<Pass> {
+        Pass::new(&self.config, offset, s, self.activation_dtype(), self.device())
+    }
+
+    /// The number type of the stream: that of the weights, but f32 beside bf16 weights on the CPU, where our kernels
+    /// round only what enters a product.
+    fn activation_dtype(&self) -> DType {
+        if self.dtype() == DType::BF16 && self.device().is_cpu() { DType::F32 } else { self.dtype() }
     }
 
     /// As [`Model::forward`] for the positions after those in `cache`, which it extends. Logits are those of the
@@ -135,29 +180,31 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn step(&self, tokens: &Tensor, plan: &ResolvedPlan, cache: &mut KvCache) -> Result<Run> {
-        self.run(tokens, plan, Some(cache), true)
+        let s = tokens.dims2()?.1;
+        self.check_length(cache.len(), s)?;
+        let pass = self.pass(cache.len(), s)?;
+        self.run(tokens, plan, &pass, Some(cache), true)
     }
 
     fn run(
         &self,
         tokens: &Tensor,
         plan: &ResolvedPlan,
+        pass: &Pass,
         mut cache: Option<&mut KvCache>,
         last_only: bool,
     ) -> Result<Run> {
         let s = tokens.dims2()?.1;
         let offset = cache.as_ref().map_or(0, |c| c.len());
-        self.check_length(offset, s)?;
         let mut tap = Tap::new(plan, offset);
         let x = self.embed_tokens(tokens, offset, &mut tap)?;
         if tap.stop() == Stop::Embedding {
             return Ok(Run { logits: None, captures: tap.into_captures() });
         }
-        let pass = Pass::new(&self.config, offset, s, &x)?;
         let mut x = Some(x);
         for block in &self.blocks {
             let Some(input) = x else { break };
-            x = block.forward(input, &pass, cache.as_deref_mut(), &mut tap)?;
+            x = block.forward(input, pass, cache.as_deref_mut(), &mut tap)?;
         }
         if let Some(cache) = cache {
             cache.advance(s);
@@ -173,6 +220,7 @@ impl Model {
         let tokens = tap.at(HookPoint::global(Site::Tokens), tokens.clone())?;
         let (b, s) = tokens.dims2()?;
         let x = self.embed.index_select(&tokens.flatten_all()?, 0)?.reshape((b, s, ()))?;
+        let x = x.to_dtype(self.activation_dtype())?;
         // candle rounds the factor to the number type of `x`, as Gemma does.
         let multiplier = self.config.embedding.multiplier;
         let x = if multiplier == 1.0 { x } else { (x * multiplier)? };

@@ -4,11 +4,14 @@ use candle_core::Tensor;
 
 use crate::base::Result;
 
-/// Per layer, keys and values `[b, K, S, h]` of the positions seen so far.
+/// Positions that a fresh buffer holds at least.
+const FIRST: usize = 64;
+
+/// Per layer, keys and values `[b, S, K, h]` of the positions seen so far, in buffers that grow by doubling.
 ///
 /// Keys are those before edits at `attn.hook_rot_k`, which see all positions at every step and must not be applied
 /// twice. Models whose rotary frequencies depend on the length keep them unrotated.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     length: usize,
@@ -30,18 +33,35 @@ impl KvCache {
         self.length == 0
     }
 
-    /// Appends keys and values `[b, K, s, h]` of layer `layer`; returns those of all positions.
+    /// Appends keys and values `[b, s, K, h]` of layer `layer`; returns those of all positions, which are views of the
+    /// cache and hold until the next call.
     pub(super) fn append(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
+        let total = self.length + keys.dim(1)?;
         if layer == self.layers.len() {
-            self.layers.push((keys.contiguous()?, values.contiguous()?));
-        } else {
-            let (old_keys, old_values) = &self.layers[layer];
-            self.layers[layer] = (Tensor::cat(&[old_keys, keys], 2)?, Tensor::cat(&[old_values, values], 2)?);
+            self.layers.push((grown(None, total, keys)?, grown(None, total, values)?));
         }
-        Ok(self.layers[layer].clone())
+        let (key_buffer, value_buffer) = &mut self.layers[layer];
+        if key_buffer.dim(1)? < total {
+            *key_buffer = grown(Some((key_buffer, self.length)), total, keys)?;
+            *value_buffer = grown(Some((value_buffer, self.length)), total, values)?;
+        }
+        key_buffer.slice_set(&keys.contiguous()?, 1, self.length)?;
+        value_buffer.slice_set(&values.contiguous()?, 1, self.length)?;
+        Ok((key_buffer.narrow(1, 0, total)?, value_buffer.narrow(1, 0, total)?))
     }
 
     pub(super) fn advance(&mut self, positions: usize) {
         self.length += positions;
     }
+}
+
+/// A buffer for at least `total` positions that begins with the first positions of `old`.
+fn grown(old: Option<(&Tensor, usize)>, total: usize, like: &Tensor) -> Result<Tensor> {
+    let (b, _, heads, d_head) = like.dims4()?;
+    let capacity = total.next_power_of_two().max(FIRST);
+    let buffer = Tensor::zeros((b, capacity, heads, d_head), like.dtype(), like.device())?;
+    if let Some((old, length)) = old {
+        buffer.slice_set(&old.narrow(1, 0, length)?.contiguous()?, 1, 0)?;
+    }
+    Ok(buffer)
 }

@@ -1,37 +1,148 @@
-//! `y = x Wᵀ + b`
+//! `y = x Wᵀ + b`, in the number type of the tensors or, on the CPU, with bf16 weights and sums in f32.
 
-use candle_core::Tensor;
+use std::cell::OnceCell;
+use std::sync::{Arc, OnceLock};
 
-use crate::base::Result;
+use candle_core::{D, DType, Device, Storage, Tensor};
+use half::bf16;
 
-/// A linear map whose weight is held as `[in, out]`.
+use crate::base::{Context, Result};
+use crate::ops::bf16::{Packed, Rows, multiply};
+use crate::ops::gemm;
+
+use super::plain;
+
+/// A linear map from `in` to `out` values.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
+}
+
+#[derive(Debug, Clone)]
+enum Weight {
+    /// `[in, out]`, in any memory order.
+    Dense(Tensor),
+    /// bf16, laid out for the kernel.
+    Packed(Arc<Packed>),
+    /// A bf16 tensor `[in, out]` that others hold too, packed when first needed.
+    Shared(Tensor, Arc<OnceLock<Packed>>),
+}
+
+/// Values on their way into one or several linear maps, `[…, in]`; rounded to bf16 once for all of them.
+pub(super) struct Input<'a> {
+    x: &'a Tensor,
+    rounded: OnceCell<Rows>,
+}
+
+impl<'a> Input<'a> {
+    pub(super) fn new(x: &'a Tensor) -> Self {
+        Self { x, rounded: OnceCell::new() }
+    }
+
+    /// The values as they came.
+    pub(super) fn tensor(&self) -> &Tensor {
+        self.x
+    }
+
+    fn width(&self) -> Result<usize> {
+        Ok(self.x.dim(D::Minus1)?)
+    }
+
+    /// The values as rows of bf16.
+    pub(super) fn rows(&self) -> Result<&Rows> {
+        if let Some(rows) = self.rounded.get() {
+            return Ok(rows);
+        }
+        let width = self.width()?;
+        let rows = plain::read(self.x, |x| Rows::round(x, x.len() / width.max(1), width))?;
+        Ok(self.rounded.get_or_init(|| rows))
+    }
 }
 
 impl Linear {
     /// `weight` is `[in, out]`, in any memory order.
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+        Self { weight: Weight::Dense(weight), bias }
     }
 
-    /// `x` is `[b, s, in]`, the result `[b, s, out]`.
+    /// As [`Linear::new`] with a bf16 weight on the CPU, which is copied into the kernel's layout; `bias` is f32.
+    pub(crate) fn packed(weight: &Tensor, bias: Option<Tensor>) -> Result<Self> {
+        Ok(Self { weight: Weight::Packed(Arc::new(pack(weight)?)), bias })
+    }
+
+    /// As [`Linear::packed`], but the copy is made at the first product: for weights that may not be needed.
+    pub(crate) fn packed_when_used(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight: Weight::Shared(weight, Arc::default()), bias }
+    }
+
+    /// The kernel's layout of a weight without bias, for products that bring several maps together.
+    pub(super) fn packed_without_bias(&self) -> Option<&Packed> {
+        match &self.weight {
+            Weight::Packed(packed) if self.bias.is_none() => Some(packed),
+            _ => None,
+        }
+    }
+
+    /// Whether products round their inputs to bf16.
+    pub(super) fn is_packed(&self) -> bool {
+        !matches!(self.weight, Weight::Dense(_))
+    }
+
+    /// `x` is `[…, in]`, the result `[…, out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (b, s, d_in) = x.dims3()?;
-        let y = x.reshape((b * s, d_in))?.matmul(&self.weight)?;
+        self.forward_input(&Input::new(x))
+    }
+
+    /// As [`Linear::forward`], for an input that several maps share.
+    pub(super) fn forward_input(&self, input: &Input<'_>) -> Result<Tensor> {
+        if let Weight::Dense(weight) = &self.weight {
+            return self.dense_product(input, weight);
+        }
+        let y = self.forward_rows(input.rows()?, input.x)?;
+        y.ok_or_else(|| candle_core::Error::Msg("a packed product without a packed weight".into()).into())
+    }
+
+    /// As [`Linear::forward`] for an input that is rounded already, in the shape of `like` but for the last axis; `None`
+    /// where the weight is not packed.
+    pub(super) fn forward_rows(&self, rows: &Rows, like: &Tensor) -> Result<Option<Tensor>> {
+        let packed = match &self.weight {
+            Weight::Dense(_) => return Ok(None),
+            Weight::Packed(packed) => packed,
+            Weight::Shared(weight, packed) => match packed.get() {
+                Some(packed) => packed,
+                None => {
+                    let made = pack(weight)?;
+                    packed.get_or_init(|| made)
+                }
+            },
+        };
+        let mut y = match &self.bias {
+            Some(bias) => plain::read(bias, |bias| bias.repeat(rows.rows()))?,
+            None => vec![0.0; rows.rows() * packed.n()],
+        };
+        multiply(&mut y, rows, packed, self.bias.is_some());
+        plain::tensor(y, &shape_with(like, packed.n()), like).map(Some)
+    }
+
+    fn dense_product(&self, input: &Input<'_>, weight: &Tensor) -> Result<Tensor> {
+        let x = input.x;
+        let width = input.width()?;
+        let y = match few_rows(x, weight, width)? {
+            Some(y) => y,
+            None => x.reshape((x.elem_count() / width.max(1), width))?.matmul(weight)?,
+        };
         let y = match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,
         };
-        Ok(y.reshape((b, s, ()))?)
+        Ok(y.reshape(shape_with(x, weight.dim(1)?))?)
     }
 
     /// Head `i` of the output from input `i`: `x` is `[b, s, heads, in]`, the result `[b, s, heads, out / heads]`.
     pub(crate) fn forward_per_head(&self, x: &Tensor) -> Result<Tensor> {
         let (b, s, heads, d_in) = x.dims4()?;
-        let weight = self.weight.contiguous()?.reshape((d_in, heads, ()))?.transpose(0, 1)?.contiguous()?; // n,in,h
+        let weight = self.weight(x.dtype())?.contiguous()?.reshape((d_in, heads, ()))?.transpose(0, 1)?.contiguous()?;
         let x = x.permute((2, 0, 1, 3))?.contiguous()?.reshape((heads, b * s, d_in))?;
         let y = x.matmul(&weight)?.reshape((heads, b, s, ()))?.permute((1, 2, 0, 3))?.contiguous()?;
         Ok(match &self.bias {
@@ -44,20 +155,67 @@ impl Linear {
     /// `[b, s, heads, out]`.
     pub(crate) fn contributions(&self, x: &Tensor) -> Result<Tensor> {
         let (b, s, heads, d_head) = x.dims4()?;
-        let d = self.weight.dim(1)?;
-        let weight = self.weight.contiguous()?.reshape((heads, d_head, d))?;
+        let weight = self.weight(x.dtype())?;
+        let d = weight.dim(1)?;
+        let weight = weight.contiguous()?.reshape((heads, d_head, d))?;
         let x = x.permute((2, 0, 1, 3))?.contiguous()?.reshape((heads, b * s, d_head))?;
         let y = x.matmul(&weight)?.reshape((heads, b, s, d))?;
         Ok(y.permute((1, 2, 0, 3))?.contiguous()?)
     }
 
-    /// The `[in, out]` weight.
-    pub(crate) fn weight(&self) -> &Tensor {
-        &self.weight
+    /// The `[in, out]` weight as a tensor of that number type; dense weights are returned as they are.
+    pub(crate) fn weight(&self, dtype: DType) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => Ok(weight.clone()),
+            Weight::Shared(weight, _) => Ok(weight.to_dtype(dtype)?),
+            Weight::Packed(packed) => {
+                let values: Vec<bf16> = packed.unpack().into_iter().map(bf16::from_bits).collect();
+                let weight = Tensor::from_vec(values, (packed.k(), packed.n()), &Device::Cpu);
+                Ok(weight.and_then(|w| w.to_dtype(dtype))?)
+            }
+        }
     }
 
     /// The `[out]` bias.
     pub(crate) fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
+}
+
+/// The shape of `x` with another last axis.
+fn shape_with(x: &Tensor, width: usize) -> Vec<usize> {
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = width;
+    }
+    shape
+}
+
+/// Copies a bf16 weight `[in, out]` into the kernel's layout.
+fn pack(weight: &Tensor) -> Result<Packed> {
+    let (d_in, d_out) = weight.dims2()?;
+    // Checkpoints store most weights as [out, in], of which `weight` is a transposed view.
+    let out_in = weight.t()?.is_contiguous();
+    let weight = if out_in { weight.t()? } else { weight.contiguous()? };
+    let (storage, layout) = weight.storage_and_layout();
+    let values = match &*storage {
+        Storage::Cpu(storage) => storage.as_slice::<bf16>(),
+        _ => Err(candle_core::Error::Msg("packed weights are for the CPU".into())),
+    };
+    let values = &values.during(|| "packing a weight".into())?[layout.start_offset()..][..d_in * d_out];
+    let bits = half::slice::HalfFloatSliceExt::reinterpret_cast(values);
+    Ok(if out_in { Packed::from_out_in(bits, d_out, d_in) } else { Packed::from_in_out(bits, d_in, d_out) })
+}
+
+/// The product of a few plain rows with a dense weight stored as `[out, in]`, by dot products over all threads; `None`
+/// where candle's product is the better way.
+fn few_rows(x: &Tensor, weight: &Tensor, width: usize) -> Result<Option<Tensor>> {
+    let rows = x.elem_count() / width.max(1);
+    let stored = weight.t()?;
+    if rows > gemm::FEW_ROWS || !plain::is_plain(x) || !plain::is_plain(&stored) || !stored.is_contiguous() {
+        return Ok(None);
+    }
+    let n = stored.dim(0)?;
+    let y = plain::read(x, |x| plain::read(&stored, |w| gemm::few_rows(x, w, rows, width)))??;
+    Ok(Some(plain::tensor(y, &[rows, n], x)?))
 }

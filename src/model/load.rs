@@ -50,9 +50,10 @@ impl Model {
     /// When a tensor is missing or has another shape than `config` says.
     pub fn new(config: ModelConfig, names: &Names, weights: &Weights) -> Result<Self> {
         let prefix = names.prefix_in(weights);
-        let loader = Loader { config: &config, names, weights, prefix };
+        let packed = weights.dtype() == DType::BF16 && weights.device().is_cpu();
+        let loader = Loader { config: &config, names, weights, prefix, packed };
         let &ModelConfig { d_model, vocab_size, context_length, embedding, .. } = &config;
-        let embed = loader.tensor(names.embed, &[vocab_size, embedding.width])?;
+        let embed = loader.weight(names.embed, &[vocab_size, embedding.width])?;
         let pos_embed = match (&config.position, names.pos_embed) {
             (Position::Learned { offset }, Some(name)) => {
                 Some(loader.tensor(name, &[context_length + offset, d_model])?)
@@ -72,16 +73,36 @@ impl Model {
     }
 }
 
+/// A weight `[in, out]` and its bias `[out]`.
+type Matrix = (Tensor, Option<Tensor>);
+
 struct Loader<'a> {
     config: &'a ModelConfig,
     names: &'a Names,
     weights: &'a Weights,
     prefix: &'static str,
+    /// Whether matrices are bf16 for our kernels and everything else is f32.
+    packed: bool,
 }
 
 impl Loader<'_> {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    /// A matrix, in the number type of the weights.
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.weights.get(&format!("{}{name}", self.prefix), shape)
+    }
+
+    /// A tensor that is added or multiplied by, in the number type of activations.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.activations(self.weight(name, shape)?)
+    }
+
+    fn activations(&self, tensor: Tensor) -> Result<Tensor> {
+        Ok(if self.packed { tensor.to_dtype(DType::F32)? } else { tensor })
+    }
+
+    /// A map with weight `[in, out]`.
+    fn finish(&self, (weight, bias): Matrix) -> Result<Linear> {
+        if self.packed { Linear::packed(&weight, bias) } else { Ok(Linear::new(weight, bias)) }
     }
 
     /// The name of a part of block `layer`, without the checkpoint's prefix.
@@ -94,17 +115,19 @@ impl Loader<'_> {
         let shape = [self.config.vocab_size, self.config.embedding.width];
         let named =
             |part: &str| self.names.unembed.iter().map(|n| format!("{n}.{part}")).find(|n| self.weights.contains(n));
-        let head = match named("weight") {
-            Some(name) => self.weights.get(&name, &shape)?,
-            None => embed.clone(),
-        };
+        let own = named("weight").map(|name| self.weights.get(&name, &shape)).transpose()?;
         let bias = match (self.config.embedding.head_bias, self.names.unembed) {
             (true, [name, ..]) => {
-                Some(self.weights.get(&named("bias").unwrap_or_else(|| format!("{name}.bias")), &shape[..1])?)
+                let name = named("bias").unwrap_or_else(|| format!("{name}.bias"));
+                Some(self.activations(self.weights.get(&name, &shape[..1])?)?)
             }
             _ => None,
         };
-        Ok(Linear::new(head.t()?, bias))
+        match own {
+            Some(own) => self.finish((own.t()?, bias)),
+            None if self.packed => Ok(Linear::packed_when_used(embed.t()?, bias)),
+            None => Ok(Linear::new(embed.t()?, bias)),
+        }
     }
 
     fn block(&self, layer: usize) -> Result<Block> {
@@ -163,12 +186,12 @@ impl Loader<'_> {
                 Ok([load(q, q_width)?, load(k, kv_width)?, load(v, kv_width)?])
             }
             Qkv::Fused(part, order) => {
-                let fused = self.linear(&self.in_block(layer, part), d, q_width + 2 * kv_width, bias)?;
+                let fused = self.matrix(&self.in_block(layer, part), d, q_width + 2 * kv_width, bias)?;
                 match order {
                     FusedOrder::Blocks => Ok([
-                        columns(&fused, 0, q_width)?,
-                        columns(&fused, q_width, kv_width)?,
-                        columns(&fused, q_width + kv_width, kv_width)?,
+                        self.finish(columns(&fused, 0, q_width)?)?,
+                        self.finish(columns(&fused, q_width, kv_width)?)?,
+                        self.finish(columns(&fused, q_width + kv_width, kv_width)?)?,
                     ]),
                     FusedOrder::Groups => self.ungroup(&fused),
                 }
@@ -178,16 +201,16 @@ impl Loader<'_> {
 
     /// Separates a projection whose output is, per key head, the query heads of its group, the key head and the value
     /// head.
-    fn ungroup(&self, fused: &Linear) -> Result<[Linear; 3]> {
+    fn ungroup(&self, (weight, bias): &Matrix) -> Result<[Linear; 3]> {
         let &ModelConfig { d_model, n_heads, n_key_value_heads: groups, d_head, .. } = self.config;
         let group = n_heads / groups;
-        let weight = fused.weight().t()?.contiguous()?.reshape((groups, group + 2, d_head, d_model))?;
-        let bias = fused.bias().map(|bias| bias.reshape((groups, group + 2, d_head))).transpose()?;
+        let weight = weight.t()?.contiguous()?.reshape((groups, group + 2, d_head, d_model))?;
+        let bias = bias.as_ref().map(|bias| bias.reshape((groups, group + 2, d_head))).transpose()?;
         let part = |start, heads| -> Result<Linear> {
             let width = groups * heads * d_head;
             let rows = weight.narrow(1, start, heads)?.contiguous()?.reshape((width, d_model))?;
             let bias = bias.as_ref().map(|b| b.narrow(1, start, heads)?.contiguous()?.reshape(width)).transpose()?;
-            Ok(Linear::new(rows.t()?, bias))
+            self.finish((rows.t()?, bias))
         };
         Ok([part(0, group)?, part(group, 1)?, part(group + 1, 1)?])
     }
@@ -222,20 +245,25 @@ impl Loader<'_> {
                 (load(gate, d_model, mlp.d_mlp)?, Some(load(up, d_model, mlp.d_mlp)?), down)
             }
             MlpNames::FusedGate { gate_up, down } => {
-                let fused = load(gate_up, d_model, 2 * mlp.d_mlp)?;
-                (columns(&fused, 0, mlp.d_mlp)?, Some(columns(&fused, mlp.d_mlp, mlp.d_mlp)?), down)
+                let fused = self.matrix(&self.in_block(layer, gate_up), d_model, 2 * mlp.d_mlp, mlp.bias)?;
+                let half = |start| self.finish(columns(&fused, start, mlp.d_mlp)?);
+                (half(0)?, Some(half(mlp.d_mlp)?), down)
             }
         };
         Ok(Mlp { layer, activation: mlp.activation, pre, up, down: load(down, mlp.d_mlp, d_model)? })
     }
 
     fn linear(&self, name: &str, d_in: usize, d_out: usize, bias: bool) -> Result<Linear> {
+        self.finish(self.matrix(name, d_in, d_out, bias)?)
+    }
+
+    fn matrix(&self, name: &str, d_in: usize, d_out: usize, bias: bool) -> Result<Matrix> {
         let weight = match self.names.linear_order {
-            LinearOrder::OutIn => self.tensor(&format!("{name}.weight"), &[d_out, d_in])?.t()?,
-            LinearOrder::InOut => self.tensor(&format!("{name}.weight"), &[d_in, d_out])?,
+            LinearOrder::OutIn => self.weight(&format!("{name}.weight"), &[d_out, d_in])?.t()?,
+            LinearOrder::InOut => self.weight(&format!("{name}.weight"), &[d_in, d_out])?,
         };
         let bias = if bias { Some(self.tensor(&format!("{name}.bias"), &[d_out])?) } else { None };
-        Ok(Linear::new(weight, bias))
+        Ok((weight, bias))
     }
 
     fn norm(&self, name: &str, kind: config::Norm, shape: &[usize]) -> Result<Norm> {
@@ -252,7 +280,7 @@ impl Loader<'_> {
 }
 
 /// `count` outputs of a fused projection, copied so that the fused one can go.
-fn columns(fused: &Linear, start: usize, count: usize) -> Result<Linear> {
-    let bias = fused.bias().map(|b| b.narrow(0, start, count)).transpose()?;
-    Ok(Linear::new(fused.weight().t()?.narrow(0, start, count)?.contiguous()?.t()?, bias))
+fn columns((weight, bias): &Matrix, start: usize, count: usize) -> Result<Matrix> {
+    let bias = bias.as_ref().map(|b| b.narrow(0, start, count)).transpose()?;
+    Ok((weight.t()?.narrow(0, start, count)?.contiguous()?.t()?, bias))
 }

@@ -3,10 +3,12 @@
 use candle_core::Tensor;
 
 use crate::base::Result;
+use crate::ops::{bf16, lanes};
 
 use super::config::Activation;
 use super::hook::{HookPoint, Site};
-use super::linear::Linear;
+use super::linear::{Input, Linear};
+use super::plain;
 use super::tap::Tap;
 
 /// The MLP of one block.
@@ -25,27 +27,57 @@ impl Mlp {
     /// `x` is the MLP's input `[b, s, d]`; the result is its raw output, `None` when the plan ends inside.
     pub(super) fn forward(&self, x: &Tensor, tap: &mut Tap<'_>) -> Result<Option<Tensor>> {
         let at = |site| HookPoint::block(self.layer, site);
-        let pre = tap.at(at(Site::MlpPre), self.pre.forward(x)?)?;
-        let mut post = activate(&pre, self.activation)?;
-        if let Some(up) = &self.up {
-            let linear = tap.at(at(Site::MlpPreLinear), up.forward(x)?)?;
-            post = (post * linear)?;
-        }
-        let post = tap.at(at(Site::MlpPost), post)?;
-        if tap.stops_at(self.layer, Site::MlpPost) {
+        let input = Input::new(x);
+        let out = match self.fused(&input, tap)? {
+            Some(out) => out,
+            None => {
+                let pre = tap.at(at(Site::MlpPre), self.pre.forward_input(&input)?)?;
+                let linear = match &self.up {
+                    Some(up) => Some(tap.at(at(Site::MlpPreLinear), up.forward_input(&input)?)?),
+                    None => None,
+                };
+                let post = tap.at(at(Site::MlpPost), activate(&pre, linear.as_ref(), self.activation)?)?;
+                if tap.stops_at(self.layer, Site::MlpPost) {
+                    return Ok(None);
+                }
+                self.down.forward(&post)?
+            }
+        };
+        Ok(Some(tap.at(at(Site::MlpHookOut), out)?))
+    }
+
+    /// Without storing what is inside, where nobody asks for it and the weights are packed.
+    fn fused(&self, input: &Input<'_>, tap: &Tap<'_>) -> Result<Option<Tensor>> {
+        let inside = [Site::MlpPre, Site::MlpPreLinear, Site::MlpPost];
+        if inside.iter().any(|&site| tap.wants(HookPoint::block(self.layer, site))) {
             return Ok(None);
         }
-        Ok(Some(tap.at(at(Site::MlpHookOut), self.down.forward(&post)?)?))
+        let Some(up) = &self.up else { return Ok(None) };
+        let (Some(gate), Some(up)) = (self.pre.packed_without_bias(), up.packed_without_bias()) else { return Ok(None) };
+        let post = bf16::gated(input.rows()?, gate, up, self.activation.kernel());
+        self.down.forward_rows(&post, input.tensor())
     }
 }
 
-fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    Ok(match activation {
-        Activation::Gelu => x.gelu_erf()?,
-        Activation::GeluTanh => x.gelu()?,
+/// `act(pre)`, times `linear` where there is one.
+fn activate(pre: &Tensor, linear: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+    if plain::is_plain(pre) && linear.is_none_or(plain::is_plain) {
+        let post = plain::read(pre, |pre| match linear {
+            Some(linear) => plain::read(linear, |linear| lanes::activated(pre, Some(linear), activation.kernel())),
+            None => Ok(lanes::activated(pre, None, activation.kernel())),
+        })??;
+        return plain::tensor(post, pre.dims(), pre);
+    }
+    let post = match activation {
+        Activation::Gelu => pre.gelu_erf()?,
+        Activation::GeluTanh => pre.gelu()?,
         // σ(1.702 x) x, by way of silu(1.702 x) = 1.702 x σ(1.702 x).
-        Activation::QuickGelu => ((x * 1.702)?.silu()? / 1.702)?,
-        Activation::Silu => x.silu()?,
-        Activation::Relu => x.relu()?,
+        Activation::QuickGelu => ((pre * 1.702)?.silu()? / 1.702)?,
+        Activation::Silu => pre.silu()?,
+        Activation::Relu => pre.relu()?,
+    };
+    Ok(match linear {
+        Some(linear) => (post * linear)?,
+        None => post,
     })
 }

@@ -17,6 +17,7 @@ mod mlp;
 mod module_name;
 mod norm;
 mod pass;
+mod plain;
 mod position;
 mod rotary;
 mod site;

@@ -1,14 +1,16 @@
 //! LayerNorm (Ba et al. 2016) and RMSNorm (Zhang and Sennrich 2019), split where hooks look: `x / scale`, then gain.
 //!
-//! Statistics are in f32 whatever the number type of `x`. candle's fused norms have no gradient and no place for
-//! hooks, so they run only when nobody needs either.
+//! Statistics are in f32 whatever the number type of `x`. A fused norm has no gradient and no place for hooks, so it
+//! runs only when nobody needs either.
 
 use candle_core::{D, DType, Tensor};
 
 use crate::base::Result;
+use crate::ops::lanes;
 
 use super::config;
 use super::hook::{HookPoint, Site};
+use super::plain;
 use super::tap::Tap;
 
 /// One norm with its parameters.
@@ -85,19 +87,23 @@ impl Norm {
         Ok(y)
     }
 
-    /// candle's fused norm, where it takes these parameters and nothing needs a gradient.
+    /// One sweep, where nobody needs a gradient and heads share their parameters.
     fn fused(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        let Some(gain) = &self.gain else { return Ok(None) };
-        let differentiated = x.track_op() || gain.track_op() || self.bias.as_ref().is_some_and(Tensor::track_op);
-        if x.dtype() != DType::F32 || differentiated || gain.rank() != 1 {
+        let parameters = [&self.gain, &self.bias];
+        let fits = |t: &Tensor| plain::is_plain(t) && t.rank() == 1;
+        if !plain::is_plain(x) || !parameters.iter().all(|t| t.as_ref().is_none_or(fits)) {
             return Ok(None);
         }
-        let (x, eps) = (x.contiguous()?, self.kind.eps() as f32);
-        Ok(Some(match (self.kind.centres(), &self.bias) {
-            (true, Some(bias)) => candle_nn::ops::layer_norm(&x, gain, bias, eps)?,
-            (true, None) => candle_nn::ops::layer_norm(&x, gain, &gain.zeros_like()?, eps)?,
-            (false, Some(bias)) => candle_nn::ops::rms_norm(&x, gain, eps)?.broadcast_add(bias)?,
-            (false, None) => candle_nn::ops::rms_norm(&x, gain, eps)?,
-        }))
+        let values = |t: &Option<Tensor>| t.as_ref().map(|t| plain::read(t, <[f32]>::to_vec)).transpose();
+        let (gain, bias) = (values(&self.gain)?, values(&self.bias)?);
+        let row = lanes::NormRow {
+            centre: self.kind.centres(),
+            eps: self.kind.eps() as f32,
+            gain: gain.as_deref(),
+            bias: bias.as_deref(),
+        };
+        let width = x.dim(D::Minus1)?;
+        let y = plain::read(x, |x| lanes::norms(x, width, row))?;
+        Ok(Some(plain::tensor(y, x.dims(), x)?))
     }
 }

@@ -1,19 +1,26 @@
 //! What all layers of one forward pass share: rotary tables, masks and position biases.
 
-use candle_core::{Device, Tensor};
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
 use crate::base::Result;
 
 use super::config::{ModelConfig, Position};
 
-/// Shared by the layers of one pass.
+/// Shared by the layers of one pass, and by the sequences of a batch.
 pub(super) struct Pass {
     /// Parallel to the configuration's rotations.
     rotary: Vec<RotaryTables>,
-    /// What is added to scores, per distinct window. It is added, which candle does in one sweep, where choosing by a
-    /// broadcast mask indexes every element.
-    biases: Vec<(Option<usize>, Option<Tensor>)>,
+    /// Position biases `[1, H, 1, S]`.
+    alibi: Option<Tensor>,
+    /// What is added to scores, per distinct window, made when first asked for: fused attention needs none.
+    biases: Vec<(Option<usize>, OnceLock<Option<Tensor>>)>,
+    offset: usize,
+    positions: usize,
+    dtype: DType,
+    device: Device,
 }
 
 /// Cosine and sine, `[positions, dims / 2]` each.
@@ -26,37 +33,28 @@ pub(super) struct RotaryTables {
 
 impl Pass {
     /// Tables and biases for `s` new positions after `offset` earlier ones.
-    pub(super) fn new(config: &ModelConfig, offset: usize, s: usize, like: &Tensor) -> Result<Self> {
-        let (dtype, device) = (like.dtype(), like.device());
+    pub(super) fn new(config: &ModelConfig, offset: usize, s: usize, dtype: DType, device: &Device) -> Result<Self> {
+        let total = offset + s;
         let rotary = match &config.position {
             Position::Rotary { rotations, .. } => rotations
                 .iter()
                 .map(|rotary| {
-                    // The new positions' rows come from the whole table, so that frequencies follow the full length.
-                    let all = rotary.table(offset + s, dtype, device)?;
-                    let rows = |t: &Tensor| t.narrow(0, offset, s)?.contiguous();
-                    let new = (rows(&all.0)?, rows(&all.1)?);
-                    Ok(RotaryTables { new, all: rotary.depends_on_length().then_some(all) })
+                    let new = rotary.table(offset, total, dtype, device)?;
+                    let all = rotary.depends_on_length().then(|| rotary.table(0, total, dtype, device)).transpose()?;
+                    Ok(RotaryTables { new, all })
                 })
                 .collect::<Result<_>>()?,
             Position::Learned { .. } | Position::Alibi => Vec::new(),
         };
         let alibi = match config.position {
-            Position::Alibi => Some(alibi(config, offset + s, device)?),
+            Position::Alibi => Some(alibi(config, total, device)?),
             Position::Learned { .. } | Position::Rotary { .. } => None,
         };
         let mut windows = config.windows.clone();
         windows.sort_unstable();
         windows.dedup();
-        let bias = |window| -> Result<(Option<usize>, Option<Tensor>)> {
-            let mask = mask(offset, s, window, device)?;
-            let both = match (mask, &alibi) {
-                (Some(mask), Some(alibi)) => Some(alibi.broadcast_add(&mask)?),
-                (mask, alibi) => mask.or_else(|| alibi.clone()),
-            };
-            Ok((window, both.map(|t| t.to_dtype(dtype)).transpose()?))
-        };
-        Ok(Self { rotary, biases: windows.into_iter().map(bias).collect::<Result<_>>()? })
+        let biases = windows.into_iter().map(|window| (window, OnceLock::new())).collect();
+        Ok(Self { rotary, alibi, biases, offset, positions: s, dtype, device: device.clone() })
     }
 
     /// The tables of a rotation.
@@ -64,10 +62,25 @@ impl Pass {
         self.rotary.get(rotation)
     }
 
+    /// Position biases `[1, H, 1, S]` in f32.
+    pub(super) fn alibi(&self) -> Option<&Tensor> {
+        self.alibi.as_ref()
+    }
+
     /// What is added to the scores of layers with that window: `[1, 1 or H, s or 1, S]`; nothing when every query sees
-    /// every key alike.
-    pub(super) fn bias(&self, window: Option<usize>) -> Option<&Tensor> {
-        self.biases.iter().find(|(w, _)| *w == window).and_then(|(_, bias)| bias.as_ref())
+    /// every key alike. Adding is one sweep in candle, where choosing by a broadcast mask indexes every element.
+    pub(super) fn bias(&self, window: Option<usize>) -> Result<Option<&Tensor>> {
+        let Some((_, bias)) = self.biases.iter().find(|(w, _)| *w == window) else { return Ok(None) };
+        if let Some(bias) = bias.get() {
+            return Ok(bias.as_ref());
+        }
+        let mask = mask(self.offset, self.positions, window, &self.device)?;
+        let both = match (mask, &self.alibi) {
+            (Some(mask), Some(alibi)) => Some(alibi.broadcast_add(&mask)?),
+            (mask, alibi) => mask.or_else(|| alibi.clone()),
+        };
+        let both = both.map(|t| t.to_dtype(self.dtype)).transpose()?;
+        Ok(bias.get_or_init(|| both).as_ref())
     }
 }
 

@@ -6,8 +6,10 @@
 use candle_core::{D, DType, Device, Tensor};
 
 use crate::base::Result;
+use crate::ops::lanes;
 
 use super::config::{RopeScaling, Rotary};
+use super::plain;
 
 impl Rotary {
     /// Whether frequencies depend on the sequence's length, so that cached keys must be kept unrotated.
@@ -83,32 +85,39 @@ impl Rotary {
         (freqs.into_iter().enumerate().map(scale).collect(), *attention_factor)
     }
 
-    /// Cosine and sine `[positions, dims / 2]` for positions `0..count`.
-    pub(crate) fn table(&self, count: usize, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
-        let (freqs, factor) = self.frequencies(count);
-        let half = freqs.len();
-        let angles: Vec<f32> = (0..count).flat_map(|p| freqs.iter().map(move |f| p as f32 * f)).collect();
-        let angles = Tensor::from_vec(angles, (count, half), device)?;
+    /// Cosine and sine `[positions, dims / 2]` for positions `start..length` of a sequence of `length`.
+    pub(crate) fn table(&self, start: usize, length: usize, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
+        let (freqs, factor) = self.frequencies(length);
+        let shape = (length - start, freqs.len());
+        let angles: Vec<f32> = (start..length).flat_map(|p| freqs.iter().map(move |f| p as f32 * f)).collect();
+        let angles = Tensor::from_vec(angles, shape, device)?;
         let cos = (angles.cos()? * factor)?.to_dtype(dtype)?;
         let sin = (angles.sin()? * factor)?.to_dtype(dtype)?;
         Ok((cos, sin))
     }
 }
 
-/// Rotates the first values of `x` `[b, heads, s, h]`, twice as many as the tables are wide, by tables for the same
-/// positions.
+/// Rotates the first values of every head of `x` `[b, s, heads, h]`, twice as many as the tables are wide, by tables
+/// for the same positions.
 pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let (half, d_head) = (cos.dim(D::Minus1)?, x.dim(D::Minus1)?);
+    let (half, (_, _, heads, d_head)) = (cos.dim(D::Minus1)?, x.dims4()?);
+    if plain::is_plain(x) {
+        let rotated = plain::read(x, |x| {
+            plain::read(cos, |cos| plain::read(sin, |sin| lanes::rotated(x, heads * d_head, d_head, half, cos, sin)))
+        })???;
+        return plain::tensor(rotated, x.dims(), x);
+    }
     if 2 * half < d_head {
         let rotated = rotate(&x.narrow(D::Minus1, 0, 2 * half)?, cos, sin)?;
         let passed = x.narrow(D::Minus1, 2 * half, d_head - 2 * half)?;
         return Ok(Tensor::cat(&[&rotated, &passed], D::Minus1)?);
     }
     if !x.track_op() {
-        return Ok(candle_nn::rotary_emb::rope(&x.contiguous()?, cos, sin)?);
+        return Ok(candle_nn::rotary_emb::rope_thd(&x.contiguous()?, cos, sin)?);
     }
+    let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?); // s,1,h/2
     let (first, second) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
-    let rotated_first = (first.broadcast_mul(cos)? - second.broadcast_mul(sin)?)?;
-    let rotated_second = (second.broadcast_mul(cos)? + first.broadcast_mul(sin)?)?;
+    let rotated_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
+    let rotated_second = (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?;
     Ok(Tensor::cat(&[rotated_first, rotated_second], D::Minus1)?)
 }

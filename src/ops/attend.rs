@@ -40,8 +40,8 @@ pub struct Attention<'a> {
     pub soft_cap: Option<f32>,
     /// Keys a query sees, itself included.
     pub window: Option<usize>,
-    /// Added to the score of key `j` after that: `slopes[head] · j` (Press et al. 2022, linear biases).
-    pub slopes: Option<&'a [f32]>,
+    /// Added to the scores after that, `[H, S]`, for models with position biases (Press et al. 2022).
+    pub bias: Option<&'a [f32]>,
     /// Whether products round their inputs to bf16.
     pub bf16: bool,
 }
@@ -126,10 +126,8 @@ impl Attention<'_> {
         if let Some(cap) = self.soft_cap {
             lanes::soft_cap(scores, cap);
         }
-        if let Some(slopes) = self.slopes {
-            for (j, score) in scores.iter_mut().enumerate() {
-                *score += slopes[head] * (first + j) as f32;
-            }
+        if let Some(bias) = self.bias {
+            add_scaled(scores, 1.0, &bias[head * self.total + first..]);
         }
         lanes::exponentials(scores)
     }
@@ -250,7 +248,7 @@ mod tests {
                         let dot: f64 = query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
                         let scaled = dot * f64::from(x.scale);
                         let capped = x.soft_cap.map_or(scaled, |c| f64::from(c) * (scaled / f64::from(c)).tanh());
-                        capped + x.slopes.map_or(0.0, |s| f64::from(s[head]) * j as f64)
+                        capped + x.bias.map_or(0.0, |bias| f64::from(bias[head * x.total + j]))
                     };
                     let weights: Vec<f64> = seen.iter().map(|&j| score(j).exp()).collect();
                     let total: f64 = weights.iter().sum();
@@ -276,13 +274,13 @@ mod tests {
             let q = numbers(sequences * positions * heads * d_head, "q");
             let k = numbers(sequences * total * kv_heads * d_head, "k");
             let v = numbers(k.len(), "v");
-            let slopes: Vec<f32> = (0..heads).map(|h| 0.1 / (h + 1) as f32).collect();
+            let bias = numbers(heads * total, "bias");
             let x = Attention {
                 q: &q, k: &k, v: &v, sequences, positions, total, heads, kv_heads, d_head,
                 scale: 0.7,
                 soft_cap: (extras & 1 == 1).then_some(1.5),
                 window: (window > 0).then_some(window),
-                slopes: (extras & 2 == 2).then_some(&slopes),
+                bias: (extras & 2 == 2).then_some(&bias),
                 bf16,
             };
             let tolerance = if bf16 { 2e-2 } else { 2e-6 };

@@ -7,6 +7,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::threads;
+use super::vector::dot;
+
 /// Output rows that one task computes: enough work to hide the packing of the right-hand side.
 pub const BLOCK_ROWS: usize = 256;
 
@@ -142,6 +145,34 @@ pub fn multiply(lhs: Matrix, rhs: Matrix) -> Vec<f32> {
     out
 }
 
+/// Rows up to which [`few_rows`] beats [`multiply`]: such products only read the right-hand side.
+pub const FEW_ROWS: usize = 4;
+
+/// `lhs · rhsᵀ` for `rows` rows of `lhs` `[rows, k]` and `rhs` `[n, k]`, both row-major, over all threads.
+///
+/// # Panics
+/// When lengths do not fit together: a defect of the caller.
+pub fn few_rows(lhs: &[f32], rhs: &[f32], rows: usize, k: usize) -> Vec<f32> {
+    assert_eq!(lhs.len(), rows * k, "a [{rows}, {k}] matrix");
+    if k == 0 {
+        return Vec::new();
+    }
+    assert!(rhs.len().is_multiple_of(k), "rows of {k} in {}", rhs.len());
+    let n = rhs.len() / k;
+    let mut transposed = vec![0.0; n * rows];
+    threads::split_mut(&mut transposed, rows, |first, out| {
+        for (out, right) in out.chunks_exact_mut(rows).zip(rhs[first * k..].chunks_exact(k)) {
+            for (out, left) in out.iter_mut().zip(lhs.chunks_exact(k)) {
+                *out = dot(left, right);
+            }
+        }
+    });
+    if rows == 1 {
+        return transposed;
+    }
+    (0..rows).flat_map(|i| (0..n).map(|j| transposed[j * rows + i]).collect::<Vec<_>>()).collect()
+}
+
 /// What [`multiply`] must equal.
 #[cfg(test)]
 pub(crate) fn multiply_naive(lhs: Matrix, rhs: Matrix) -> Vec<f32> {
@@ -180,6 +211,17 @@ pub(crate) mod tests {
             for (fast, naive) in fast.iter().zip(&naive) {
                 prop_assert!((fast - naive).abs() < 1e-5, "{fast} {naive}");
             }
+        }
+    }
+
+    #[test]
+    fn few_rows_multiply_as_many_do() {
+        for (rows, k, n) in [(1, 37, 70), (3, 64, 5), (4, 1, 1)] {
+            let (a, b) = (numbers(rows * k, "a"), numbers(n * k, "b"));
+            let naive = multiply_naive(Matrix::new(&a, rows, k), Matrix::new(&b, n, k).t());
+            let fast = few_rows(&a, &b, rows, k);
+            assert_eq!(fast.len(), naive.len());
+            assert!(fast.iter().zip(&naive).all(|(f, n)| (f - n).abs() < 1e-5));
         }
     }
 

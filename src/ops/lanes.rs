@@ -2,6 +2,7 @@
 
 #![expect(clippy::inline_always, reason = "a body must be inlined to be compiled for its caller's instruction set")]
 
+use super::threads;
 use super::vector::vectorised;
 
 /// Numbers worked on at once.
@@ -152,6 +153,16 @@ vectorised! {
     }
 }
 
+/// `act(pre)`, times `linear` where there is one, over all threads.
+pub fn activated(pre: &[f32], linear: Option<&[f32]>, activation: Activation) -> Vec<f32> {
+    let mut out = pre.to_vec();
+    threads::split_mut(&mut out, LANES, |first, out| match linear {
+        Some(linear) => gate(out, &linear[first * LANES..], activation),
+        None => activate(out, activation),
+    });
+    out
+}
+
 vectorised! {
     /// `act(left half) ⊙ right half` of each row, rounded to bf16.
     pub(super) fn gate_block(rows: &[[f32; 2 * LANES]; 32], activation: Activation) -> [[u16; LANES]; 32] {
@@ -224,6 +235,19 @@ vectorised! {
     }
 }
 
+/// [`norm`] of every row of `x`, over all threads.
+pub fn norms(x: &[f32], width: usize, row: NormRow<'_>) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    if width > 0 {
+        threads::split_mut(&mut out, width, |first, out| {
+            for (x, out) in x[first * width..].chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+                norm(x, out, row);
+            }
+        });
+    }
+    out
+}
+
 vectorised! {
     /// Rotates the first `2 · cos.len()` values of each head of a row, their halves against each other (Su et al. 2021).
     pub fn rotate(row: &mut [f32], d_head: usize, cos: &[f32], sin: &[f32]) {
@@ -235,6 +259,22 @@ vectorised! {
             }
         }
     }
+}
+
+/// [`rotate`] of every row of `x` by the tables of its position, over all threads: rows are `width` wide, the tables
+/// have a row of `half` angles for each position, and `x` repeats those positions once a sequence.
+pub fn rotated(x: &[f32], width: usize, d_head: usize, half: usize, cos: &[f32], sin: &[f32]) -> Vec<f32> {
+    let mut out = x.to_vec();
+    if width > 0 && half > 0 {
+        let positions = cos.len() / half;
+        threads::split_mut(&mut out, width, |first, out| {
+            for (i, row) in out.chunks_exact_mut(width).enumerate() {
+                let at = (first + i) % positions * half;
+                rotate(row, d_head, &cos[at..at + half], &sin[at..at + half]);
+            }
+        });
+    }
+    out
 }
 
 vectorised! {

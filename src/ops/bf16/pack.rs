@@ -193,6 +193,11 @@ impl Packed {
         self.column(j / TILE)[i / BLOCK][i % BLOCK / 2].0[j % TILE * 2 + i % 2]
     }
 
+    /// The bits of the whole matrix, `[k, n]` row-major.
+    pub fn unpack(&self) -> Vec<u16> {
+        (0..self.k).flat_map(|i| (0..self.n).map(move |j| self.at(i, j))).collect()
+    }
+
     /// `k` × `columns` as f32, row-major.
     pub(super) fn widen(&self, k: Range<usize>, columns: Range<usize>) -> Vec<f32> {
         k.flat_map(|i| columns.clone().map(move |j| bf16::from_bits(self.at(i, j)).to_f32())).collect()
