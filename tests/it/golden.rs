@@ -32,17 +32,26 @@ pub(crate) fn config_json(name: &str) -> serde_json::Value {
 
 /// The model of a checkpoint under its own configuration.
 pub(crate) fn open(name: &str) -> Model {
-    open_with(name, &dir(name).join("config.json")).unwrap()
+    open_as(name, DType::F32)
+}
+
+/// The model of a checkpoint with weights of that number type.
+pub(crate) fn open_as(name: &str, dtype: DType) -> Model {
+    open_files(name, &dir(name).join("config.json"), dtype).unwrap()
 }
 
 /// The weights of a checkpoint under another configuration.
 pub(crate) fn open_with(name: &str, config: &Path) -> mechinterp::base::Result<Model> {
+    open_files(name, config, DType::F32)
+}
+
+fn open_files(name: &str, config: &Path, dtype: DType) -> mechinterp::base::Result<Model> {
     let files = std::fs::read_dir(dir(name)).unwrap().map(|entry| entry.unwrap().path());
     let is_weights =
         |p: &PathBuf| p.extension().unwrap() == "safetensors" && p.file_name().unwrap() != "golden.safetensors";
     let mut weights: Vec<PathBuf> = files.filter(is_weights).collect();
     weights.sort();
-    Model::open(config, &weights, DType::F32, &Device::Cpu)
+    Model::open(config, &weights, dtype, &Device::Cpu)
 }
 
 impl Golden {
