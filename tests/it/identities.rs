@@ -70,9 +70,17 @@ fn the_residual_stream_adds_up() {
         match block.config.layout {
             // The stream itself is normalised after each addition, so that the norm undoes the sum's size and mean.
             BlockLayout::StreamNorm => {
-                block.assert("ln1 of the sum", &denormalised(block, Site::Ln1Scale, Site::Ln1Normalized), &centred(&with_attention));
+                block.assert(
+                    "ln1 of the sum",
+                    &denormalised(block, Site::Ln1Scale, Site::Ln1Normalized),
+                    &centred(&with_attention),
+                );
                 let with_mlp = (block.at(Site::ResidMid) + block.at(Site::MlpAdded)).unwrap();
-                block.assert("ln2 of the sum", &denormalised(block, Site::Ln2Scale, Site::Ln2Normalized), &centred(&with_mlp));
+                block.assert(
+                    "ln2 of the sum",
+                    &denormalised(block, Site::Ln2Scale, Site::Ln2Normalized),
+                    &centred(&with_mlp),
+                );
             }
             layout if layout.is_parallel() => {
                 assert!(!block.has(Site::ResidMid), "{}", block.name);
