@@ -225,7 +225,7 @@ fn a_pass_stops_after_the_last_point_it_needs() {
 }
 
 /// Plans without and with edits, all of which must hold for every step as for a whole pass.
-fn plans(config: &ModelConfig, prompt: usize) -> Vec<HookPlan> {
+fn plans(config: &ModelConfig, prompt: usize, length: usize) -> Vec<HookPlan> {
     let direction: Vec<f32> = (0..config.d_model).map(|i| if i % 3 == 0 { 4.0 } else { -1.5 }).collect();
     let direction = Tensor::new(direction, &Device::Cpu).unwrap();
     let add = || Edit::new(HookPoint::block(0, Site::ResidPost), EditOp::Add(direction.clone()));
@@ -234,7 +234,7 @@ fn plans(config: &ModelConfig, prompt: usize) -> Vec<HookPlan> {
     let edits = [
         add(),
         add().positions(Positions::From(prompt)),
-        add().positions(Positions::List(vec![2, prompt])),
+        add().positions(Positions::List(vec![2, length - 2])),
         Edit::new(HookPoint::block(1, key_site), EditOp::Scale(-2.0)),
         Edit::new(HookPoint::block(1, Site::Z), EditOp::Ablate).head(1),
         Edit::new(HookPoint::block(1, Site::AttnPattern), EditOp::Ablate).head(0),
@@ -257,7 +257,7 @@ fn steps_with_a_cache_give_the_logits_of_whole_passes_steered_and_not() {
         // Windows and trained lengths of the checkpoints lie between 4 and 16 positions.
         let ends: Vec<usize> = [PROMPT, 8, 10].into_iter().chain(11..=tokens.len()).collect();
         let plain = last_logits(model, &tokens, &HookPlan::new());
-        for (i, plan) in plans(model.config(), PROMPT).iter().enumerate() {
+        for (i, plan) in plans(model.config(), PROMPT, tokens.len()).iter().enumerate() {
             let resolved = plan.clone().with_logits().resolve(model.config()).unwrap();
             let (mut cache, mut start) = (KvCache::new(), 0);
             for &end in ends.iter().filter(|&&end| end <= tokens.len()) {
@@ -280,7 +280,7 @@ fn greedy_generation_takes_the_most_likely_token_of_whole_passes() {
     for name in names() {
         let model = open(&name);
         let mut tokens = vec![7u32, 21, 9, 33, 14, 5, 30];
-        let plan = plans(model.config(), tokens.len()).swap_remove(2);
+        let plan = plans(model.config(), tokens.len(), 15).swap_remove(2);
         let generated = generate(&model, &tokens, &plan, &settings, |_| Ok(())).unwrap();
         for token in generated {
             let likely = last_logits(&model, &tokens, &plan).argmax(0).unwrap().to_scalar::<u32>().unwrap();
