@@ -11,7 +11,7 @@ use super::hook::{HookPoint, Site};
 use super::kv_cache::KvCache;
 use super::linear::{Input, Linear};
 use super::norm::{Norm, NormPoints};
-use super::pass::{Pass, RotaryTables};
+use super::pass::Pass;
 use super::plain;
 use super::position::rotate;
 use super::tap::Tap;
@@ -127,24 +127,18 @@ impl Attention {
         cache: Option<&mut KvCache>,
         tap: &mut Tap<'_>,
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        let join = |k: Tensor, v: Tensor, cache: Option<&mut KvCache>| -> Result<(Tensor, Tensor)> {
-            match cache {
-                Some(cache) => cache.append(self.layer, &k, &v),
-                None => Ok((k, v)),
-            }
+        let rotary = self.rotation.and_then(|rotation| pass.rotary(rotation));
+        let (q, k) = match rotary {
+            Some((cos, sin)) => (rotate(&q, cos, sin)?, rotate(&k, cos, sin)?),
+            None => (q, k),
         };
-        let Some(RotaryTables { new, all }) = self.rotation.and_then(|rotation| pass.rotary(rotation)) else {
-            let (k, v) = join(k, v, cache)?;
+        let (k, v) = match cache {
+            Some(cache) => cache.append(self.layer, &k, &v)?,
+            None => (k, v),
+        };
+        if rotary.is_none() {
             return Ok((q, k, v));
-        };
-        let q = rotate(&q, &new.0, &new.1)?;
-        let (k, v) = match all {
-            Some((cos, sin)) => {
-                let (k, v) = join(k, v, cache)?;
-                (rotate(&k, cos, sin)?, v)
-            }
-            None => join(rotate(&k, &new.0, &new.1)?, v, cache)?,
-        };
+        }
         let q = tap.at(HookPoint::block(self.layer, Site::RotQ), q)?;
         let k = tap.at(HookPoint::block(self.layer, Site::RotK), k)?;
         Ok((q, k, v))

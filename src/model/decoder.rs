@@ -154,12 +154,12 @@ impl Model {
         // cache, and threads never wait for each other.
         let together = ROWS_AT_ONCE.div_ceil(s);
         if b <= together || !plan.edits.is_empty() || !self.device().is_cpu() || self.embed.track_op() {
-            return self.run(tokens, &plan, &pass, None, false);
+            return self.run(tokens, &pass, None, Tap::new(&plan, 0, 0));
         }
         let starts: Vec<usize> = (0..b).step_by(together).collect();
         let runs = starts.into_par_iter().map(|start| {
             let tokens = tokens.narrow(0, start, together.min(b - start))?;
-            threads::on_this_thread(|| self.run(&tokens, &plan, &pass, None, false))
+            threads::on_this_thread(|| self.run(&tokens, &pass, None, Tap::new(&plan, 0, 0)))
         });
         Run::joined(runs.collect::<Result<_>>()?)
     }
@@ -180,23 +180,17 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn step(&self, tokens: &Tensor, plan: &ResolvedPlan, cache: &mut KvCache) -> Result<Run> {
-        let s = tokens.dims2()?.1;
-        self.check_length(cache.len(), s)?;
-        let pass = self.pass(cache.len(), s)?;
-        self.run(tokens, plan, &pass, Some(cache), true)
+        self.check_length(cache.len(), tokens.dims2()?.1)?;
+        let (tokens, again) = self.with_outdated(tokens, cache)?;
+        let pass = self.pass(cache.len(), tokens.dim(1)?)?;
+        let tap = Tap::new(plan, cache.len(), again);
+        self.run(&tokens, &pass, Some(cache), tap)
     }
 
-    fn run(
-        &self,
-        tokens: &Tensor,
-        plan: &ResolvedPlan,
-        pass: &Pass,
-        mut cache: Option<&mut KvCache>,
-        last_only: bool,
-    ) -> Result<Run> {
-        let s = tokens.dims2()?.1;
+    /// A pass without a cache unembeds every position, one with a cache the last.
+    fn run(&self, tokens: &Tensor, pass: &Pass, mut cache: Option<&mut KvCache>, mut tap: Tap<'_>) -> Result<Run> {
         let offset = cache.as_ref().map_or(0, |c| c.len());
-        let mut tap = Tap::new(plan, offset);
+        let last_only = cache.is_some();
         let x = self.embed_tokens(tokens, offset, &mut tap)?;
         if tap.stop() == Stop::Embedding {
             return Ok(Run { logits: None, captures: tap.into_captures() });
@@ -207,13 +201,29 @@ impl Model {
             x = block.forward(input, pass, cache.as_deref_mut(), &mut tap)?;
         }
         if let Some(cache) = cache {
-            cache.advance(s);
+            cache.advance(tokens)?;
         }
         let logits = match x {
             Some(x) if tap.stop() >= Stop::FinalNorm => self.unembed(&x, last_only, &mut tap)?,
             _ => None,
         };
         Ok(Run { logits, captures: tap.into_captures() })
+    }
+
+    /// `tokens`, after those of the cache where the longer sequence turns them anew, and how many these are. The cache
+    /// is empty then.
+    fn with_outdated(&self, tokens: &Tensor, cache: &mut KvCache) -> Result<(Tensor, usize)> {
+        let Position::Rotary { rotations, .. } = &self.config.position else {
+            return Ok((tokens.clone(), 0));
+        };
+        let (before, after) = (cache.len(), cache.len() + tokens.dim(1)?);
+        if before == 0 || !rotations.iter().any(|rotary| rotary.changes_between(before, after)) {
+            return Ok((tokens.clone(), 0));
+        }
+        Ok(match cache.restart() {
+            Some(earlier) => (Tensor::cat(&[&earlier, tokens], 1)?, before),
+            None => (tokens.clone(), 0),
+        })
     }
 
     fn embed_tokens(&self, tokens: &Tensor, offset: usize, tap: &mut Tap<'_>) -> Result<Tensor> {
@@ -239,7 +249,13 @@ impl Model {
 
     fn unembed(&self, x: &Tensor, last_only: bool, tap: &mut Tap<'_>) -> Result<Option<Tensor>> {
         let at = HookPoint::global;
-        let x = if last_only { x.narrow(1, x.dim(1)? - 1, 1)? } else { x.clone() };
+        let x = if last_only {
+            let s = x.dim(1)?;
+            tap.only_last(s);
+            x.narrow(1, s - 1, 1)?
+        } else {
+            x.clone()
+        };
         let points = NormPoints { scale: at(Site::LnFinalScale), normalized: at(Site::LnFinalNormalized) };
         let x = match &self.ln_final {
             Some(norm) => norm.forward(&x, tap, points)?,

@@ -10,10 +10,12 @@ const FIRST: usize = 64;
 /// Per layer, keys and values `[b, S, K, h]` of the positions seen so far, in buffers that grow by doubling.
 ///
 /// Keys are those before edits at `attn.hook_rot_k`, which see all positions at every step and must not be applied
-/// twice. Models whose rotary frequencies depend on the length keep them unrotated.
+/// twice. Tokens are kept for models whose rotary frequencies change with the length: past that point all positions
+/// have other keys, in all layers but the first also other inputs, and are computed again.
 #[derive(Debug, Default)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
+    tokens: Option<Tensor>,
     length: usize,
 }
 
@@ -50,8 +52,19 @@ impl KvCache {
         Ok((key_buffer.narrow(1, 0, total)?, value_buffer.narrow(1, 0, total)?))
     }
 
-    pub(super) fn advance(&mut self, positions: usize) {
-        self.length += positions;
+    /// Records the tokens `[b, s]` whose keys and values were appended.
+    pub(super) fn advance(&mut self, tokens: &Tensor) -> Result<()> {
+        self.length += tokens.dim(1)?;
+        self.tokens = Some(match &self.tokens {
+            Some(earlier) => Tensor::cat(&[earlier, tokens], 1)?,
+            None => tokens.clone(),
+        });
+        Ok(())
+    }
+
+    /// Empties the cache and returns the tokens seen so far.
+    pub(super) fn restart(&mut self) -> Option<Tensor> {
+        std::mem::take(self).tokens
     }
 }
 

@@ -11,8 +11,8 @@ use super::config::{ModelConfig, Position};
 
 /// Shared by the layers of one pass, and by the sequences of a batch.
 pub(super) struct Pass {
-    /// Parallel to the configuration's rotations.
-    rotary: Vec<RotaryTables>,
+    /// Cosine and sine of the new positions, parallel to the configuration's rotations.
+    rotary: Vec<(Tensor, Tensor)>,
     /// Position biases `[1, H, 1, S]`.
     alibi: Option<Tensor>,
     /// What is added to scores, per distinct window, made when first asked for: fused attention needs none.
@@ -23,27 +23,15 @@ pub(super) struct Pass {
     device: Device,
 }
 
-/// Cosine and sine, `[positions, dims / 2]` each.
-pub(super) struct RotaryTables {
-    /// For the new positions.
-    pub(super) new: (Tensor, Tensor),
-    /// For all positions, when keys are cached unrotated.
-    pub(super) all: Option<(Tensor, Tensor)>,
-}
-
 impl Pass {
     /// Tables and biases for `s` new positions after `offset` earlier ones.
     pub(super) fn new(config: &ModelConfig, offset: usize, s: usize, dtype: DType, device: &Device) -> Result<Self> {
         let total = offset + s;
         let rotary = match &config.position {
-            Position::Rotary { rotations, .. } => rotations
-                .iter()
-                .map(|rotary| {
-                    let new = rotary.table(offset, total, dtype, device)?;
-                    let all = rotary.depends_on_length().then(|| rotary.table(0, total, dtype, device)).transpose()?;
-                    Ok(RotaryTables { new, all })
-                })
-                .collect::<Result<_>>()?,
+            Position::Rotary { rotations, .. } => {
+                let tables = rotations.iter().map(|rotary| rotary.table(offset, s, dtype, device));
+                tables.collect::<Result<_>>()?
+            }
             Position::Learned { .. } | Position::Alibi => Vec::new(),
         };
         let alibi = match config.position {
@@ -57,8 +45,8 @@ impl Pass {
         Ok(Self { rotary, alibi, biases, offset, positions: s, dtype, device: device.clone() })
     }
 
-    /// The tables of a rotation.
-    pub(super) fn rotary(&self, rotation: usize) -> Option<&RotaryTables> {
+    /// Cosine and sine `[s, dims / 2]` of a rotation.
+    pub(super) fn rotary(&self, rotation: usize) -> Option<&(Tensor, Tensor)> {
         self.rotary.get(rotation)
     }
 

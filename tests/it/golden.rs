@@ -9,7 +9,6 @@ use mechinterp::model::{HookPlan, HookPoint, Model, ModelConfig, Run, Site};
 
 /// One checkpoint, opened, with its golden values.
 pub(crate) struct Golden {
-    pub(crate) name: String,
     pub(crate) model: Model,
     /// Every value that the file holds or that follows from it, by hook name.
     pub(crate) values: BTreeMap<String, Tensor>,
@@ -62,7 +61,7 @@ impl Golden {
         let tokens = values.remove("tokens").unwrap().to_dtype(DType::U32).unwrap();
         let logits = values.remove("logits").unwrap();
         complete(&mut values, &tokens, &logits, model.config());
-        Self { name: name.into(), model, values, tokens, logits }
+        Self { model, values, tokens, logits }
     }
 
     /// The model's own value at every point, and its logits.

@@ -207,8 +207,10 @@ def block_hooks(golden, layer, config, parts, model, record, pattern, turned):
 def capture(model, tokens):
     """Tokens, logits and every hook point's value for one forward pass."""
     config, parts, record = text_config(model.config), modules_of(model.config), Record(model)
+    # Without a head mask Falcon's eager attention adds its position bias twice: in the mask and to the scores.
+    once = dict(head_mask=torch.ones(config.num_hidden_layers, config.num_attention_heads)) if getattr(config, "alibi", False) else {}
     try:
-        result = model(tokens, output_attentions=True, use_cache=False)
+        result = model(tokens, output_attentions=True, use_cache=False, **once)
     finally:
         record.close()
     layers = len(model.get_submodule(parts.blocks))
