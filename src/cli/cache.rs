@@ -40,9 +40,10 @@ pub(super) struct Args {
     /// Number type of the stored activations: f32, f16 or bf16.
     #[arg(long, default_value_t = DtypeChoice::F16)]
     dtype: DtypeChoice,
-    /// Number type the model computes in: f32, f16 or bf16.
-    #[arg(long, default_value_t)]
-    model_dtype: DtypeChoice,
+    /// Number type the model computes in: f32, f16 or bf16. When absent, bf16 where the CPU multiplies it natively,
+    /// else f32.
+    #[arg(long)]
+    model_dtype: Option<DtypeChoice>,
     /// Tokens in a shard: what memory holds and what a cut-off run loses at most.
     #[arg(long, value_name = "N", value_parser = count)]
     shard_tokens: Option<u64>,
@@ -93,7 +94,8 @@ fn collect_from(args: &Args, common: &Common, ui: &Ui) -> Result<CacheSummary> {
     }
     let corpus = Corpus::open(&paths, &args.text_field)?;
     let weights_blake3 = files.weights_hash()?;
-    let opened = open::open_files(&files, args.model_dtype, common.device)?;
+    let model_dtype = args.model_dtype.unwrap_or_else(|| open::fast_dtype(common.device));
+    let opened = open::open_files(&files, model_dtype, common.device)?;
     let job = CacheJob {
         model: &opened.model,
         model_name: args.model.clone(),
@@ -112,7 +114,7 @@ fn collect_from(args: &Args, common: &Common, ui: &Ui) -> Result<CacheSummary> {
         out: args.out.clone(),
         resume: args.resume,
         resume_command: "run the same command with --resume".into(),
-        record: RunRecord::new("cache", args, 0),
+        record: RunRecord::new("cache", &Args { model_dtype: Some(model_dtype), ..args.clone() }, 0),
     };
     collect(&job, ui.progress())
 }
@@ -126,6 +128,7 @@ fn print(summary: &CacheSummary, ui: &Ui) -> Result<()> {
         manifest.shards.len(),
         summary.tokens_per_second
     ))?;
+    ui.out(format!("  computed in {}", manifest.settings.model.dtype))?;
     for hook in &manifest.settings.hooks {
         ui.out(format!("  {}  [{}, {}] {}", hook.name, thousands(manifest.tokens), hook.width, hook.dtype))?;
     }

@@ -11,6 +11,7 @@ use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
 use crate::demo::built_in;
 use crate::dictionary::Dictionary;
 use crate::model::{Model, ModelConfig, family};
+use crate::ops::bf16::Kernel;
 use crate::store::CacheReader;
 
 use super::render::Ui;
@@ -43,6 +44,13 @@ pub(crate) fn open_files(files: &ModelFiles, dtype: DtypeChoice, device: DeviceC
     let model = Model::open(&files.config, &files.weights, DType::from(dtype), &device)?;
     let tokenizer = tokenizer(files, model.config())?;
     Ok(Opened { model, tokenizer })
+}
+
+/// The number type for passes whose speed matters more than their last bits: bf16 where the CPU multiplies it natively,
+/// else f32.
+pub(crate) fn fast_dtype(device: DeviceChoice) -> DtypeChoice {
+    let cpu = device.open().is_ok_and(|device| device.is_cpu());
+    if cpu && Kernel::best().is_native() { DtypeChoice::Bf16 } else { DtypeChoice::F32 }
 }
 
 /// The configuration alone, without touching weights.

@@ -11,6 +11,7 @@ use super::kv_cache::KvCache;
 use super::mlp::Mlp;
 use super::norm::{Norm, NormPoints};
 use super::pass::Pass;
+use super::plain;
 use super::tap::Tap;
 
 /// The parameters of one block.
@@ -49,7 +50,7 @@ impl Block {
         let inputs = self.attention_inputs(normed.clone(), &resid_pre, tap)?;
         let Some(attn_out) = self.attention.forward(&inputs, pass, cache, tap)? else { return Ok(None) };
         let attn_added = self.attention_added(attn_out, tap)?;
-        let stream = (&resid_pre + attn_added)?;
+        let stream = plain::add(&resid_pre, &attn_added)?;
         let (stream, mlp_in) = if self.layout.is_parallel() {
             (stream, resid_pre)
         } else {
@@ -68,7 +69,7 @@ impl Block {
             return Ok(None);
         }
         let Some(mlp_out) = self.mlp.forward(&mlp_in, tap)? else { return Ok(None) };
-        let resid_post = (stream + self.mlp_added(mlp_out, tap)?)?;
+        let resid_post = plain::add(&stream, &self.mlp_added(mlp_out, tap)?)?;
         let resid_post = match self.layout {
             BlockLayout::StreamNorm => self.ln2.forward(&resid_post, tap, self.ln2_points())?,
             _ => resid_post,

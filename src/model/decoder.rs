@@ -24,6 +24,7 @@ use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::norm::{Norm, NormPoints};
 use super::pass::Pass;
+use super::plain;
 use super::plan::{HookPlan, ResolvedPlan, Stop};
 use super::tap::Tap;
 
@@ -244,7 +245,7 @@ impl Model {
         };
         let positions = pos_embed.narrow(0, first + offset, s)?.unsqueeze(0)?.broadcast_as(x.shape())?.contiguous()?;
         let positions = tap.at(HookPoint::global(Site::PosEmbed), positions)?;
-        Ok((x + positions)?)
+        plain::add(&x, &positions)
     }
 
     fn unembed(&self, x: &Tensor, last_only: bool, tap: &mut Tap<'_>) -> Result<Option<Tensor>> {

@@ -53,7 +53,9 @@ impl Mlp {
             return Ok(None);
         }
         let Some(up) = &self.up else { return Ok(None) };
-        let (Some(gate), Some(up)) = (self.pre.packed_without_bias(), up.packed_without_bias()) else { return Ok(None) };
+        let (Some(gate), Some(up)) = (self.pre.packed_without_bias(), up.packed_without_bias()) else {
+            return Ok(None);
+        };
         let post = bf16::gated(input.rows()?, gate, up, self.activation.kernel());
         self.down.forward_rows(&post, input.tensor())
     }

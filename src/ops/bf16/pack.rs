@@ -218,12 +218,13 @@ fn place_column(tiles: &mut [Tile], values: &[u16], j: usize) {
     }
 }
 
-/// Puts `row(i)`, one value a column, into the tiles for every `i` below `k`.
+/// Puts `row(i)`, one value a column, into the tiles for every `i` below `k`: two rows make the pairs of a line.
 fn place_rows<'a>(tiles: &mut [Tile], k: usize, row: impl Fn(usize) -> &'a [u16]) {
-    for i in 0..k {
-        let line = &mut tiles[i / BLOCK][i % BLOCK / 2].0;
-        for (pair, &value) in line.as_chunks_mut::<2>().0.iter_mut().zip(row(i)) {
-            pair[i % 2] = value;
+    for (i, line) in (0..k).step_by(2).zip(tiles.as_flattened_mut()) {
+        if i + 1 < k {
+            lanes::interleave(row(i), row(i + 1), &mut line.0);
+        } else {
+            lanes::interleave(row(i), &[0; TILE], &mut line.0);
         }
     }
 }
