@@ -47,7 +47,7 @@ fn every_family_has_two_checkpoints() {
     }
     let found: Vec<&str> = checkpoints.keys().map(String::as_str).collect();
     assert_eq!(found, FAMILIES, "families with goldens");
-    assert_eq!(BTreeSet::from_iter(KNOWN.iter().copied()), BTreeSet::from(FAMILIES), "families that open");
+    assert_eq!(KNOWN.iter().copied().collect::<BTreeSet<_>>(), BTreeSet::from(FAMILIES), "families that open");
     let few: Vec<_> = checkpoints.iter().filter(|(_, names)| names.len() < 2).collect();
     assert!(few.is_empty(), "{few:?}");
 }
