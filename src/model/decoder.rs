@@ -21,7 +21,7 @@ use super::block::Block;
 use super::config::{ModelConfig, Position};
 use super::hook::{HookPoint, Site};
 use super::kv_cache::KvCache;
-use super::linear::Linear;
+use super::linear::{Linear, scaled};
 use super::norm::{Norm, NormPoints};
 use super::pass::Pass;
 use super::plain;
@@ -233,8 +233,7 @@ impl Model {
         let x = self.embed.index_select(&tokens.flatten_all()?, 0)?.reshape((b, s, ()))?;
         let x = x.to_dtype(self.activation_dtype())?;
         // candle rounds the factor to the number type of `x`, as Gemma does.
-        let multiplier = self.config.embedding.multiplier;
-        let x = if multiplier == 1.0 { x } else { (x * multiplier)? };
+        let x = scaled(x, self.config.embedding.multiplier)?;
         let x = match &self.project_in {
             Some(project) => project.forward(&x)?,
             None => x,
@@ -271,8 +270,7 @@ impl Model {
             None => x,
         };
         let logits = tap.at(at(Site::UnembedOut), self.unembed.forward(&x)?)?.to_dtype(DType::F32)?;
-        let divisor = self.config.embedding.logit_divisor;
-        let logits = if divisor == 1.0 { logits } else { (logits / divisor)? };
+        let logits = scaled(logits, self.config.embedding.logit_divisor.recip())?;
         Ok(Some(match self.config.embedding.logit_soft_cap {
             Some(cap) => ((logits / cap)?.tanh()? * cap)?,
             None => logits,

@@ -219,3 +219,9 @@ fn few_rows(x: &Tensor, weight: &Tensor, width: usize) -> Result<Option<Tensor>>
     let y = plain::read(x, |x| plain::read(&stored, |w| gemm::few_rows(x, w, rows, width)))??;
     Ok(Some(plain::tensor(y, &[rows, n], x)?))
 }
+
+/// `factor · x`
+#[expect(clippy::float_cmp, reason = "one is exact in a configuration and stands for no multiplication at all")]
+pub(super) fn scaled(x: Tensor, factor: f64) -> Result<Tensor> {
+    Ok(if factor == 1.0 { x } else { (x * factor)? })
+}

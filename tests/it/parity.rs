@@ -47,7 +47,7 @@ fn every_family_has_two_checkpoints() {
     }
     let found: Vec<&str> = checkpoints.keys().map(String::as_str).collect();
     assert_eq!(found, FAMILIES, "families with goldens");
-    assert_eq!(BTreeSet::from_iter(KNOWN.iter().copied()), BTreeSet::from(FAMILIES), "families that open");
+    assert_eq!(KNOWN.iter().copied().collect::<BTreeSet<_>>(), BTreeSet::from(FAMILIES), "families that open");
     let few: Vec<_> = checkpoints.iter().filter(|(_, names)| names.len() < 2).collect();
     assert!(few.is_empty(), "{few:?}");
 }
@@ -90,9 +90,16 @@ fn a_wrong_setting_is_noticed() {
         ("gpt_neox", "/rotary_pct", json!(0.5)),
         ("gpt_neox-sequential", "/use_parallel_residual", json!(true)),
         ("opt-350m", "/activation_function", json!("gelu_new")),
+        ("llama-linear", "/rope_scaling/factor", json!(3.0)),
+        ("llama-dynamic", "/rope_scaling/factor", json!(3.0)),
+        ("llama-llama3", "/rope_scaling/low_freq_factor", json!(2.0)),
+        ("llama-v5", "/rope_parameters/high_freq_factor", json!(3.0)),
+        ("llama-yarn", "/rope_scaling/beta_fast", json!(0.5)),
+        ("llama-longrope", "/rope_scaling/long_factor", json!([2.0, 3.0, 4.0, 6.0])),
         ("mistral", "/sliding_window", json!(6)),
         ("qwen2", "/max_window_layers", json!(2)),
         ("qwen2-yarn", "/use_sliding_window", json!(true)),
+        ("qwen2-yarn", "/rope_scaling/factor", json!(4.0)),
         ("qwen3-window", "/layer_types", json!(["full_attention", "sliding_attention"])),
         ("gemma-heads", "/hidden_activation", json!("gelu")),
         ("gemma2", "/attn_logit_softcapping", json!(3.1)),
@@ -113,11 +120,16 @@ fn a_wrong_setting_is_noticed() {
         ("falcon-one-norm", "/activation", json!("gelu")),
         ("smollm3", "/no_rope_layer_interval", json!(3)),
         ("smollm3-window", "/no_rope_layers", json!([1, 0, 1])),
+        ("smollm3-window", "/rope_scaling/truncate", json!(true)),
+        ("smollm3-window", "/rope_scaling/mscale", json!(1.3)),
         ("stablelm-parallel", "/partial_rotary_factor", json!(0.4)),
         ("starcoder2", "/sliding_window", json!(4)),
         ("starcoder2-bare", "/hidden_act", json!("gelu_pytorch_tanh")),
         ("granite", "/residual_multiplier", json!(0.41)),
         ("granite", "/logits_scaling", json!(2.6)),
+        ("granite", "/embedding_multiplier", json!(3.1)),
+        ("granite", "/attention_multiplier", json!(0.31)),
+        ("granite-biased", "/rope_scaling/attention_factor", json!(1.31)),
     ];
     let dir = tempfile::tempdir().unwrap();
     for (name, field, value) in wrong {
