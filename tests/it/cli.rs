@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
+use mechinterp::ops::bf16::Kernel;
 use serde_json::Value;
 
 use crate::close::Close;
@@ -121,7 +122,10 @@ fn a_cache_holds_both_hooks_in_plain_safetensors() {
         first["tokens"].get(0).unwrap().to_vec1::<u32>().unwrap().iter().map(u32::to_string).collect();
     assert_eq!(ids[0], "1", "the sequence begins with BOS");
     let own = Cli::new();
-    own.run(&format!("run demo --tokens {} --hook {HOOK} --out one.safetensors", ids.join(","))).ok();
+    let dtype = manifest["model"]["dtype"].as_str().unwrap();
+    let fast = if Kernel::best().is_native() { "bf16" } else { "f32" };
+    assert_eq!(dtype, fast, "the fastest number type of this machine is the default");
+    own.run(&format!("run demo --tokens {} --hook {HOOK} --dtype {dtype} --out one.safetensors", ids.join(","))).ok();
     let alone = &tensors(&own.path("one.safetensors"))[HOOK];
     Close(1e-5).assert("cache against run", &first[HOOK].narrow(0, 0, 1).unwrap(), alone);
     let record: Value = serde_json::from_slice(&std::fs::read(cli.path("acts/run.json")).unwrap()).unwrap();
