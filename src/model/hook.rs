@@ -14,10 +14,10 @@ use crate::base::{Error, Result};
 use super::config::{ModelConfig, Position};
 
 macro_rules! sites {
-    ($($(#[$doc:meta])* $variant:ident $name:literal $scope:ident $shape:ident,)*) => {
+    ($($(#[doc = $doc:literal])+ $variant:ident $name:literal $scope:ident $shape:ident,)*) => {
         /// The closed list of places in the forward pass.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Site { $($(#[$doc])* $variant,)* }
+        pub enum Site { $($(#[doc = $doc])+ $variant,)* }
 
         impl Site {
             /// All sites in firing order: embeddings, one block, final norm and unembedding.
@@ -26,6 +26,11 @@ macro_rules! sites {
             /// The name without the `blocks.N.` prefix.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name),* }
+            }
+
+            /// What the tensor is, in a sentence: the documentation of the variant.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii()),* }
             }
 
             /// Whether the site exists once a layer or once a model.
@@ -348,6 +353,15 @@ mod tests {
                 _ => HookPoint::global(site),
             };
             assert_eq!(point.to_string().parse::<HookPoint>().unwrap(), point);
+        }
+    }
+
+    #[test]
+    fn every_site_says_what_it_is() {
+        assert_eq!(Site::Z.meaning(), "Weighted values, per head.");
+        for &site in Site::ALL {
+            let meaning = site.meaning();
+            assert!(meaning.ends_with('.') && !meaning.contains("  "), "{site:?}: {meaning}");
         }
     }
 
