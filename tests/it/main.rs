@@ -6,6 +6,8 @@ mod cli;
 mod close;
 mod demo;
 mod fixture;
+mod hub;
+mod hub_server;
 mod kill;
 mod layers;
 mod parity;
