@@ -30,13 +30,16 @@ pub struct HubSettings {
     pub endpoint: String,
     /// The access token for private and gated repositories.
     pub token: Option<String>,
+    /// A PEM file of certificates to trust in place of Mozilla's.
+    pub certificates: Option<PathBuf>,
     /// Whether only the cache may be used.
     pub offline: bool,
 }
 
 impl HubSettings {
     /// The settings that `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_ENDPOINT` and `HF_HUB_OFFLINE`
-    /// ask for, with the defaults of `huggingface_hub`.
+    /// ask for, with the defaults of `huggingface_hub`, and the certificates that `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`
+    /// or `CURL_CA_BUNDLE` names.
     pub fn from_env() -> Self {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let home = variable("HF_HOME").map_or_else(
@@ -56,6 +59,10 @@ impl HubSettings {
             cache: variable("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
             endpoint: endpoint.trim_end_matches('/').into(),
             token,
+            certificates: ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
+                .into_iter()
+                .find_map(variable)
+                .map(PathBuf::from),
             offline,
         }
     }

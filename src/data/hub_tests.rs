@@ -12,8 +12,13 @@ const FILES: [(&str, &str); 5] = [
 #[test]
 fn a_reference_that_is_neither_a_path_nor_a_name_says_what_it_should_be() {
     let cache = tempfile::tempdir().unwrap();
-    let settings =
-        HubSettings { cache: cache.path().into(), endpoint: "http://127.0.0.1:1".into(), token: None, offline: false };
+    let settings = HubSettings {
+        cache: cache.path().into(),
+        endpoint: "http://127.0.0.1:1".into(),
+        token: None,
+        certificates: None,
+        offline: false,
+    };
     let cases = [
         ("gpt2", "openai-community/gpt2"),
         ("./no/such/dir", "check the path"),

@@ -3,12 +3,15 @@
 
 use std::cell::Cell;
 use std::io::Read;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
 use ureq::http::{HeaderMap, Response, Uri};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
+use super::HubSettings;
 use crate::base::{Error, Progress, Result};
 
 /// How often one request is made before the hub counts as down.
@@ -38,6 +41,8 @@ pub(super) enum Failure {
     },
     /// No answer, or a connection that broke; the same request may succeed later.
     Network(String),
+    /// No certificate that can be trusted.
+    Untrusted(String),
     /// An answer that no hub gives.
     Strange(String),
     /// The user stopped the work.
@@ -67,6 +72,7 @@ impl std::fmt::Display for Failure {
         match self {
             Self::Refused { status, message, .. } if message.is_empty() => write!(f, "the server says {status}"),
             Self::Refused { status, message, .. } => write!(f, "the server says {status}: {message}"),
+            Self::Untrusted(why) => write!(f, "no trusted connection to {why}"),
             Self::Network(why) | Self::Strange(why) => f.write_str(why),
             Self::Stopped => f.write_str("stopped"),
             Self::Local(error) => error.fmt(f),
@@ -86,8 +92,9 @@ pub(super) struct Client<'a> {
 
 impl<'a> Client<'a> {
     /// # Errors
-    /// `Flag` when `endpoint` is no address of a web server.
-    pub(super) fn new(endpoint: &str, token: Option<&'a str>, progress: &'a dyn Progress) -> Result<Self> {
+    /// `Flag` when the endpoint is no address of a web server, `Io` or `Malformed` when the certificates cannot be read.
+    pub(super) fn new(settings: &'a HubSettings, progress: &'a dyn Progress) -> Result<Self> {
+        let endpoint = &settings.endpoint;
         let hub = Uri::from_str(endpoint).ok().filter(|uri| {
             matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
         });
@@ -97,7 +104,12 @@ impl<'a> Client<'a> {
             found: format!("'{endpoint}'"),
             remedy: "unset the variable, or write the address with https://".into(),
         })?;
+        let roots = match settings.certificates.as_deref().filter(|_| !settings.offline) {
+            Some(path) => certificates(path)?,
+            None => RootCerts::WebPki,
+        };
         let agent = Agent::config_builder()
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .http_status_as_error(false)
             .max_redirects(0)
             .user_agent(concat!("mechinterp/", env!("CARGO_PKG_VERSION")))
@@ -108,7 +120,7 @@ impl<'a> Client<'a> {
             .timeout_per_read(Some(TIMEOUT))
             .build()
             .new_agent();
-        Ok(Self { agent, hub, token, progress, reached: Cell::new(false) })
+        Ok(Self { agent, hub, token: settings.token.as_deref(), progress, reached: Cell::new(false) })
     }
 
     /// The headers of `url` where the hub itself answers: redirects within the hub are followed, and one that leads
@@ -158,7 +170,7 @@ impl<'a> Client<'a> {
             let worth = match &failure {
                 Failure::Refused { status, .. } => matches!(status, 408 | 429 | 500..=599),
                 Failure::Network(_) => self.reached.get(),
-                Failure::Strange(_) | Failure::Stopped | Failure::Local(_) => false,
+                Failure::Untrusted(_) | Failure::Strange(_) | Failure::Stopped | Failure::Local(_) => false,
             };
             attempt += 1;
             if !worth || attempt == ATTEMPTS {
@@ -195,14 +207,29 @@ impl<'a> Client<'a> {
     }
 }
 
+/// The certificates in a PEM file, in place of those that come with this program.
+fn certificates(path: &Path) -> Result<RootCerts> {
+    let pem = std::fs::read(path).map_err(Error::io("read the trusted certificates (SSL_CERT_FILE)", path))?;
+    let items = parse_pem(&pem).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    });
+    let found: Vec<_> = items.collect();
+    if found.is_empty() {
+        let remedy = "set SSL_CERT_FILE to the bundle of certificates your network's proxy is signed with, or unset it";
+        return Err(Error::malformed("certificate bundle", path, "certificates in PEM", "none", remedy));
+    }
+    Ok(RootCerts::new_with_certs(&found))
+}
+
 /// Why a request had no answer, without ureq's types in it.
 fn unanswered(at: &Uri, error: &ureq::Error) -> Failure {
     let host = at.authority().map_or("the server", |authority| authority.as_str());
     match error {
         ureq::Error::BadUri(_) | ureq::Error::Http(_) => Failure::Strange(format!("'{at}' is no address: {error}")),
-        ureq::Error::Tls(_) | ureq::Error::Rustls(_) => {
-            Failure::Network(format!("no trusted connection to {host}: {error}"))
-        }
+        ureq::Error::Tls(_) | ureq::Error::Rustls(_) => Failure::Untrusted(format!("{host}: {error}")),
+        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => Failure::Untrusted(format!("{host}: {e}")),
+        ureq::Error::Io(e) => Failure::Network(format!("no answer from {host}: {e}")),
         _ => Failure::Network(format!("no answer from {host}: {error}")),
     }
 }
@@ -285,9 +312,24 @@ mod tests {
 
     #[test]
     fn an_endpoint_without_a_scheme_is_refused() {
+        let mut settings = HubSettings { endpoint: "https://hub.example".into(), ..HubSettings::from_env() };
+        settings.certificates = None;
+        assert!(Client::new(&settings, &Silent).is_ok());
         for bad in ["hub.example", "", "ftp://hub.example", "https://"] {
-            let error = Client::new(bad, None, &Silent).err().unwrap().to_string();
+            let settings = HubSettings { endpoint: bad.into(), ..settings.clone() };
+            let error = Client::new(&settings, &Silent).err().unwrap().to_string();
             assert!(error.contains("HF_ENDPOINT"), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_file_of_certificates_without_any_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bundle.pem");
+        std::fs::write(&path, "no certificate").unwrap();
+        let settings = HubSettings { certificates: Some(path), offline: false, ..HubSettings::from_env() };
+        let error = Client::new(&settings, &Silent).err().unwrap().to_string();
+        assert!(error.contains("SSL_CERT_FILE"), "{error}");
+        assert!(Client::new(&HubSettings { offline: true, ..settings }, &Silent).is_ok(), "nobody is asked offline");
     }
 }

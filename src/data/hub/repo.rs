@@ -39,7 +39,7 @@ impl<'a> Hub<'a> {
             name: name.clone(),
             kind,
             cache: RepoCache::new(&settings.cache, kind, name),
-            client: Client::new(&settings.endpoint, settings.token.as_deref(), progress)?,
+            client: Client::new(settings, progress)?,
             progress,
             commit: None,
         })
@@ -178,15 +178,19 @@ impl<'a> Hub<'a> {
         let repo = &self.name.repo;
         let remedy = match (failure.code(), failure.status(), &failure) {
             ("RevisionNotFound", ..) => return self.no_revision(&failure),
-            ("RepoNotFound", ..) => return self.no_repository(&failure),
+            ("RepoNotFound", ..) | (_, Some(404), _) => return self.no_repository(&failure),
             (_, Some(401 | 403), _) => self.access(),
-            (_, Some(404), _) => return self.no_repository(&failure),
             (_, Some(429), _) => "the server asks to slow down: wait a few minutes, or set HF_TOKEN".into(),
             (.., Failure::Stopped) => {
                 return Error::Interrupted {
                     kept: format!("what arrived of {file} of {repo} is kept in {}", self.settings.cache.display()),
                     resume: "run the same command again".into(),
                 };
+            }
+            (.., Failure::Untrusted(_)) => {
+                "if a proxy of your network signs connections itself, set SSL_CERT_FILE to a file \
+                 with its certificate, as PEM"
+                    .into()
             }
             (.., Failure::Strange(_)) => {
                 "check HF_ENDPOINT and the proxy settings, then run the same command again".into()
