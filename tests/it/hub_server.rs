@@ -180,9 +180,9 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, cdn: bool) {
             reply.headers.push(("Content-Range", format!("bytes {start}-{}/{whole}", whole - 1)));
         }
     }
-    let mut head =
-        format!("HTTP/1.1 {} -\r\nConnection: close\r\nContent-Length: {}\r\n", reply.status, reply.body.len());
-    reply.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+    let length = ("Content-Length", reply.body.len().to_string());
+    let headers = reply.headers.iter().chain([&length]).map(|(name, value)| format!("{name}: {value}\r\n"));
+    let head = format!("HTTP/1.1 {} -\r\nConnection: close\r\n{}", reply.status, headers.collect::<String>());
     let sent = match fault {
         Some(Fault::Drop(n)) => n.min(reply.body.len()),
         _ if request.method == "HEAD" => 0,
@@ -216,10 +216,8 @@ fn hub(state: &State, request: &Request) -> Option<Reply> {
         (path[..at].to_owned(), &path[at + 1..])
     };
     let Some(repo) = state.repos.get(&name) else { return Some(Reply::error(401, "RepoNotFound")) };
-    if let Some(token) = repo.token {
-        if request.authorization.as_deref() != Some(&format!("Bearer {token}")) {
-            return Some(Reply::error(401, "RepoNotFound"));
-        }
+    if repo.token.is_some_and(|token| request.authorization.as_deref() != Some(&format!("Bearer {token}"))) {
+        return Some(Reply::error(401, "RepoNotFound"));
     }
     if path.starts_with("api/") && state.mirror {
         return None;
