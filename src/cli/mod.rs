@@ -16,6 +16,7 @@ mod filter;
 mod info;
 mod open;
 mod progress;
+mod prompts;
 mod render;
 mod run;
 mod steer;

@@ -65,7 +65,7 @@ pub(crate) fn encode_prompt(opened: &Opened, prompt: &str, bos: BosPolicy) -> Re
 }
 
 /// Checks that a sequence is neither empty nor longer than the model's context.
-pub(crate) fn check_length(tokens: &[u32], config: &ModelConfig) -> Result<()> {
+fn check_length(tokens: &[u32], config: &ModelConfig) -> Result<()> {
     if tokens.is_empty() {
         return Err(Error::flag("--prompt", "at least one token", "none", "write some text, or drop --no-bos"));
     }
