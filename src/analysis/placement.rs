@@ -2,7 +2,6 @@
 
 use crate::base::{Error, Result};
 use crate::dictionary::Dictionary;
-use crate::model::hook::Axes;
 use crate::model::{Edit, EditOp, HookPoint, ModelConfig, Site};
 
 /// A hook point, and one of its heads where the dictionary encodes a single head.
@@ -77,11 +76,7 @@ impl Placement {
 
     fn width(self, config: &ModelConfig) -> Option<usize> {
         let full = self.point.site.width(config)?;
-        let heads = match self.point.site.axes() {
-            Axes::QueryHeads | Axes::HeadResidual => config.n_heads,
-            Axes::KeyHeads => config.n_key_value_heads,
-            _ => return Some(full),
-        };
+        let Some(heads) = self.point.site.heads(config) else { return Some(full) };
         Some(if self.head.is_some() { full / heads.max(1) } else { full })
     }
 }

@@ -83,11 +83,13 @@ fn hook_row(name: String, site: Site, config: &ModelConfig) -> HookRow {
         ("K", config.n_key_value_heads),
         ("h", config.d_head),
     ];
-    let axes = site.axes().to_string();
+    let number =
+        |letter: &str| values.iter().find(|(l, _)| *l == letter).map_or(letter.to_owned(), |(_, n)| n.to_string());
+    let axes = site.axes_in(config).to_string();
     let shape = axes
         .trim_matches(['[', ']'])
         .split(", ")
-        .map(|letter| values.iter().find(|(l, _)| *l == letter).map_or(letter.to_owned(), |(_, n)| n.to_string()))
+        .map(|axis| axis.split('·').map(number).collect::<Vec<_>>().join("·"))
         .collect::<Vec<_>>()
         .join(", ");
     HookRow { name, shape: format!("[{shape}]"), width: site.width(config) }

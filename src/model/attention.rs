@@ -1,13 +1,16 @@
-//! Causal self-attention with grouped key-value heads, every intermediate value behind its hook point.
+//! Causal self-attention with grouped key-value heads, every intermediate value behind its hook point:
+//! project → norm of queries and keys → place (rotation, cache) → attend → output.
 
 use candle_core::{D, DType, Tensor};
 
 use crate::base::Result;
 
-use super::config::{ModelConfig, Position};
+use super::config::QkNormScope;
 use super::hook::{HookPoint, Site};
 use super::kv_cache::KvCache;
 use super::linear::Linear;
+use super::norm::{Norm, NormPoints};
+use super::pass::{Pass, RotaryTables};
 use super::position::rotate;
 use super::tap::Tap;
 
@@ -15,77 +18,104 @@ use super::tap::Tap;
 #[derive(Debug, Clone)]
 pub(crate) struct Attention {
     pub(super) layer: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
     pub(super) q: Linear,
     pub(super) k: Linear,
     pub(super) v: Linear,
     pub(super) out: Linear,
+    pub(super) qk_norm: Option<QkNorm>,
+    /// Queries, keys and values are limited to `[−clip, clip]`.
+    pub(super) clip: Option<f64>,
+    /// Multiplies scores.
+    pub(super) scale: f64,
+    /// `c · tanh(score / c)`
+    pub(super) soft_cap: Option<f64>,
+    /// Which of the pass's rotations the layer uses.
+    pub(super) rotation: Option<usize>,
+    /// Positions a query sees, itself included.
+    pub(super) window: Option<usize>,
 }
 
-/// What all layers of one pass share.
-pub(super) struct Pass {
-    /// Cosine and sine for the new positions, and for all positions when keys are cached unrotated.
-    pub(super) rotary: Option<RotaryTables>,
-    /// Zero where a query may see a key, else negative infinity, `[1, 1, s, S]`; absent when every query sees every
-    /// key. It is added, which candle does in one sweep, where choosing by a broadcast mask indexes every element.
-    pub(super) mask: Option<Tensor>,
+/// Norms of queries and keys.
+#[derive(Debug, Clone)]
+pub(crate) struct QkNorm {
+    pub(super) scope: QkNormScope,
+    pub(super) q: Norm,
+    pub(super) k: Norm,
 }
 
-pub(super) struct RotaryTables {
-    pub(super) new: (Tensor, Tensor),
-    pub(super) all: Option<(Tensor, Tensor)>,
+/// What attention reads.
+pub(super) struct Inputs {
+    /// The stream after the block's norm, `[b, s, d]`.
+    pub(super) whole: Tensor,
+    /// The same per head, `[b, s, heads, d]`, for the projections whose inputs the plan touches.
+    pub(super) q: Option<Tensor>,
+    pub(super) k: Option<Tensor>,
+    pub(super) v: Option<Tensor>,
 }
 
 impl Attention {
-    /// `x` is the normed residual `[b, s, d]`; the result is what `hook_attn_out` sees, before that hook.
+    /// What `hook_attn_out` sees before that hook and before any norm, `[b, s, d]`; `None` when the plan ends inside.
     pub(super) fn forward(
         &self,
-        x: &Tensor,
-        config: &ModelConfig,
+        inputs: &Inputs,
         pass: &Pass,
         cache: Option<&mut KvCache>,
         tap: &mut Tap<'_>,
     ) -> Result<Option<Tensor>> {
-        let (b, s, _) = x.dims3()?;
-        let (heads, kv_heads, d_head) = (config.n_heads, config.n_key_value_heads, config.d_head);
-        let at = |site| HookPoint::block(self.layer, site);
-
-        let q = tap.at(at(Site::Q), self.q.forward(x)?.reshape((b, s, heads, d_head))?)?;
-        let k = tap.at(at(Site::K), self.k.forward(x)?.reshape((b, s, kv_heads, d_head))?)?;
-        let v = tap.at(at(Site::V), self.v.forward(x)?.reshape((b, s, kv_heads, d_head))?)?;
+        let Inputs { whole, q, k, v } = inputs;
+        let q = self.project(Site::Q, &self.q, whole, q.as_ref(), self.heads, tap)?;
+        let k = self.project(Site::K, &self.k, whole, k.as_ref(), self.kv_heads, tap)?;
+        let v = self.project(Site::V, &self.v, whole, v.as_ref(), self.kv_heads, tap)?;
+        let (q, k) = self.normalise(q, k, tap)?;
         let (q, k, v) = (q.transpose(1, 2)?, k.transpose(1, 2)?, v.transpose(1, 2)?); // b,heads,s,h
-
         let (q, k, v) = self.place(q, k, v, pass, cache, tap)?;
-        let total = k.dim(2)?;
-        let group = heads / kv_heads;
-
-        // Queries that share a key head are stacked, so that keys are never repeated. Scaling the queries is the
-        // same as scaling the scores, of which there are more.
-        let stacked = (q.contiguous()? * self.scale(config))?.reshape((b, kv_heads, group * s, d_head))?;
-        let scores = stacked.matmul(&k.contiguous()?.t()?)?.reshape((b, heads, s, total))?;
-        let scores = match &pass.mask {
-            Some(mask) => scores.broadcast_add(mask)?,
-            None => scores,
-        };
-        let scores = tap.at(at(Site::AttnScores), scores)?;
-        let pattern = tap.at(at(Site::AttnPattern), softmax(&scores)?)?;
-        let z = pattern.reshape((b, kv_heads, group * s, total))?.matmul(&v.contiguous()?)?;
-        let z = z.reshape((b, heads, s, d_head))?.transpose(1, 2)?.contiguous()?; // b,s,H,h
-        let z = tap.at(at(Site::Z), z)?;
+        if tap.stops_at(self.layer, Site::RotK) {
+            return Ok(None);
+        }
+        let z = self.attend(&q, &k, &v, pass.bias(self.window), tap)?;
         if tap.stops_at(self.layer, Site::Z) {
             return Ok(None);
         }
-        if tap.wants(at(Site::AttnResult)) {
-            let result = tap.at(at(Site::AttnResult), self.per_head(&z)?)?;
-            let out = result.sum(2)?;
-            return Ok(Some(match self.out.bias() {
-                Some(bias) => out.broadcast_add(bias)?,
-                None => out,
-            }));
-        }
-        Ok(Some(self.out.forward(&z.reshape((b, s, heads * d_head))?)?))
+        Ok(Some(self.output(&z, tap)?))
     }
 
-    /// Rotates, and joins keys and values with those of earlier positions.
+    /// Queries, keys or values `[b, s, heads, h]`.
+    fn project(
+        &self,
+        site: Site,
+        linear: &Linear,
+        whole: &Tensor,
+        per_head: Option<&Tensor>,
+        heads: usize,
+        tap: &mut Tap<'_>,
+    ) -> Result<Tensor> {
+        let (b, s, _) = whole.dims3()?;
+        let y = match per_head {
+            Some(per_head) => linear.forward_per_head(per_head)?,
+            None => linear.forward(whole)?.reshape((b, s, heads, ()))?,
+        };
+        let y = match self.clip {
+            Some(clip) => y.clamp(-clip, clip)?,
+            None => y,
+        };
+        tap.at(HookPoint::block(self.layer, site), y)
+    }
+
+    /// The norms of queries and keys, `[b, s, heads, h]`.
+    fn normalise(&self, q: Tensor, k: Tensor, tap: &mut Tap<'_>) -> Result<(Tensor, Tensor)> {
+        let Some(QkNorm { scope, q: q_norm, k: k_norm }) = &self.qk_norm else { return Ok((q, k)) };
+        let q_points = NormPoints::block(self.layer, Site::QNormScale, Site::QNormNormalized);
+        let k_points = NormPoints::block(self.layer, Site::KNormScale, Site::KNormNormalized);
+        let mut one = |x: Tensor, norm: &Norm, points| match scope {
+            QkNormScope::Head | QkNormScope::OwnHead => norm.forward(&x, tap, points),
+            QkNormScope::Projection => Ok(norm.forward(&x.flatten_from(2)?, tap, points)?.reshape(x.shape())?),
+        };
+        Ok((one(q, q_norm, q_points)?, one(k, k_norm, k_points)?))
+    }
+
+    /// Rotates, and joins keys and values with those of earlier positions, `[b, heads, positions, h]`.
     fn place(
         &self,
         q: Tensor,
@@ -101,7 +131,7 @@ impl Attention {
                 None => Ok((k, v)),
             }
         };
-        let Some(RotaryTables { new, all }) = &pass.rotary else {
+        let Some(RotaryTables { new, all }) = self.rotation.and_then(|rotation| pass.rotary(rotation)) else {
             let (k, v) = join(k, v, cache)?;
             return Ok((q, k, v));
         };
@@ -127,46 +157,43 @@ impl Attention {
         Ok(tap.at(point, x.transpose(1, 2)?.contiguous()?)?.transpose(1, 2)?)
     }
 
-    fn scale(&self, config: &ModelConfig) -> f64 {
-        let scale = config.attention_scale;
-        if scale.by_inverse_layer { scale.factor / (self.layer + 1) as f64 } else { scale.factor }
+    /// Weighted values `[b, s, H, h]` of queries `[b, H, s, h]` over keys and values `[b, K, S, h]`.
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, tap: &mut Tap<'_>) -> Result<Tensor> {
+        let at = |site| HookPoint::block(self.layer, site);
+        let (b, heads, s, d_head) = q.dims4()?;
+        let (kv_heads, total) = (k.dim(1)?, k.dim(2)?);
+        let group = heads / kv_heads;
+
+        // Queries that share a key head are stacked, so that keys are never repeated. Scaling the queries is the
+        // same as scaling the scores, of which there are more.
+        let stacked = (q.contiguous()? * self.scale)?.reshape((b, kv_heads, group * s, d_head))?;
+        let scores = stacked.matmul(&k.contiguous()?.t()?)?.reshape((b, heads, s, total))?;
+        let scores = match self.soft_cap {
+            Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+            None => scores,
+        };
+        let scores = match bias {
+            Some(bias) => scores.broadcast_add(bias)?,
+            None => scores,
+        };
+        let scores = tap.at(at(Site::AttnScores), scores)?;
+        let pattern = tap.at(at(Site::AttnPattern), softmax(&scores)?)?;
+        let z = pattern.reshape((b, kv_heads, group * s, total))?.matmul(&v.contiguous()?)?;
+        let z = z.reshape((b, heads, s, d_head))?.transpose(1, 2)?.contiguous()?; // b,s,H,h
+        tap.at(at(Site::Z), z)
     }
 
-    /// What each head adds, `[b, s, H, d]`.
-    fn per_head(&self, z: &Tensor) -> Result<Tensor> {
-        let (b, s, heads, d_head) = z.dims4()?;
-        let weight = self.out.weight(); // H*h, d
-        let d = weight.dim(1)?;
-        let weight = weight.contiguous()?.reshape((heads, d_head, d))?;
-        let z = z.transpose(1, 2)?.transpose(0, 1)?.contiguous()?.reshape((heads, b * s, d_head))?;
-        let result = z.matmul(&weight)?.reshape((heads, b, s, d))?;
-        Ok(result.permute((1, 2, 0, 3))?.contiguous()?)
-    }
-}
-
-impl Pass {
-    /// Tables and mask for `s` new positions after `offset` earlier ones.
-    pub(super) fn new(config: &ModelConfig, offset: usize, s: usize, like: &Tensor) -> Result<Self> {
-        let (dtype, device) = (like.dtype(), like.device());
-        let rotary = match &config.position {
-            Position::Learned => None,
-            Position::Rotary(rotary) => {
-                let table = |start, count| rotary.table(config.d_head, start, count, dtype, device);
-                // The new positions' rows come from the whole table, so that frequencies follow the full length.
-                let all = table(0, offset + s)?;
-                let new = (all.0.narrow(0, offset, s)?.contiguous()?, all.1.narrow(0, offset, s)?.contiguous()?);
-                Some(RotaryTables { new, all: rotary.depends_on_length().then_some(all) })
-            }
-        };
-        let total = offset + s;
-        let mask = if s == 1 {
-            None
-        } else {
-            let hidden = |i: usize, j: usize| if j <= offset + i { 0.0 } else { f32::NEG_INFINITY };
-            let values: Vec<f32> = (0..s).flat_map(|i| (0..total).map(move |j| hidden(i, j))).collect();
-            Some(Tensor::from_vec(values, (1, 1, s, total), device)?.to_dtype(dtype)?)
-        };
-        Ok(Self { rotary, mask })
+    /// The output projection of `z` `[b, s, H, h]`.
+    fn output(&self, z: &Tensor, tap: &mut Tap<'_>) -> Result<Tensor> {
+        let point = HookPoint::block(self.layer, Site::AttnResult);
+        if !tap.wants(point) {
+            return self.out.forward(&z.flatten_from(2)?);
+        }
+        let out = tap.at(point, self.out.contributions(z)?)?.sum(2)?;
+        Ok(match self.out.bias() {
+            Some(bias) => out.broadcast_add(bias)?,
+            None => out,
+        })
     }
 }
 

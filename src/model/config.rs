@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use crate::base::{Error, Result};
 
-/// The kind of norm before attention, before the MLP and at the end.
+pub use super::rotary::{RopeScaling, Rotary};
+
+/// The kind of the norms in the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Norm {
@@ -15,8 +17,23 @@ pub enum Norm {
         /// Added to the variance.
         eps: f64,
     },
+    /// `(x − mean) / sqrt(var + eps) · weight`
+    LayerNormWithoutBias {
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// `(x − mean) / sqrt(var + eps)`
+    LayerNormWithoutGain {
+        /// Added to the variance.
+        eps: f64,
+    },
     /// `x / sqrt(mean(x²) + eps) · weight`
     Rms {
+        /// Added to the mean square.
+        eps: f64,
+    },
+    /// `x / sqrt(mean(x²) + eps) · (1 + weight)`, the gain in f32 (Gemma).
+    RmsOnePlus {
         /// Added to the mean square.
         eps: f64,
     },
@@ -26,9 +43,69 @@ impl Norm {
     /// The constant under the root.
     pub fn eps(self) -> f64 {
         match self {
-            Self::LayerNorm { eps } | Self::Rms { eps } => eps,
+            Self::LayerNorm { eps }
+            | Self::LayerNormWithoutBias { eps }
+            | Self::LayerNormWithoutGain { eps }
+            | Self::Rms { eps }
+            | Self::RmsOnePlus { eps } => eps,
         }
     }
+
+    /// Whether the mean is subtracted.
+    pub fn centres(self) -> bool {
+        matches!(self, Self::LayerNorm { .. } | Self::LayerNormWithoutBias { .. } | Self::LayerNormWithoutGain { .. })
+    }
+}
+
+/// Where norms stand in a block and what attention and MLP read. `x` is the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockLayout {
+    /// `x += Attn(ln1(x)); x += MLP(ln2(x))`
+    PreNorm,
+    /// `x += ln1_post(Attn(ln1(x))); x += ln2_post(MLP(ln2(x)))` (Gemma 2 and 3)
+    PreAndPostNorm,
+    /// `x += ln1(Attn(x)); x += ln2(MLP(x))` (OLMo 2)
+    OutputNorm,
+    /// `x = ln1(x + Attn(x)); x = ln2(x + MLP(x))` (OPT-350m)
+    StreamNorm,
+    /// `x += Attn(ln1(x)) + MLP(ln2(x))` (GPT-NeoX)
+    Parallel,
+    /// `x += Attn(ln1(x)) + MLP(ln1(x))` (Phi, Falcon-7B)
+    ParallelSharedNorm,
+}
+
+impl BlockLayout {
+    /// Whether attention and MLP both read the block's input.
+    pub fn is_parallel(self) -> bool {
+        matches!(self, Self::Parallel | Self::ParallelSharedNorm)
+    }
+
+    /// Whether attention and MLP read the stream through a norm.
+    pub fn norms_inputs(self) -> bool {
+        !matches!(self, Self::OutputNorm | Self::StreamNorm)
+    }
+}
+
+/// What a norm of queries and keys divides together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNormScope {
+    /// Each head by itself, all with the same parameters (Qwen 3, Gemma 3, Phi).
+    Head,
+    /// Each head by itself with parameters of its own (StableLM).
+    OwnHead,
+    /// All heads together, before they are separated (OLMo 2).
+    Projection,
+}
+
+/// Norm of queries and keys before rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct QkNorm {
+    /// What is divided together.
+    pub scope: QkNormScope,
+    /// The kind.
+    pub norm: Norm,
 }
 
 /// How the model knows where a token stands.
@@ -36,78 +113,30 @@ impl Norm {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Position {
     /// A learned vector per position, added to the embedding.
-    Learned,
+    Learned {
+        /// Rows of the table before that of position 0 (2 in OPT).
+        offset: usize,
+    },
     /// Rotation of queries and keys.
-    Rotary(Rotary),
+    Rotary {
+        /// The distinct rotations of the model.
+        rotations: Vec<Rotary>,
+        /// The rotation of each layer as an index into `rotations`; none where a layer does not rotate.
+        layers: Vec<Option<usize>>,
+    },
+    /// A bias on attention scores that grows with the key's position, rounded to bfloat16 and divided with the scores
+    /// (Falcon; Press et al. 2021, arXiv:2108.12409).
+    Alibi,
 }
 
-/// Rotary position embedding (Su et al. 2021), rotating the two halves of a head against each other.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Rotary {
-    /// Base of the geometric sequence of frequencies.
-    pub theta: f64,
-    /// Change of the frequencies for long contexts.
-    pub scaling: RopeScaling,
+impl Position {
+    /// One rotation for all of `n_layers`.
+    pub fn rotary(rotary: Rotary, n_layers: usize) -> Self {
+        Self::Rotary { rotations: vec![rotary], layers: vec![Some(0); n_layers] }
+    }
 }
 
-/// The `rope_scaling` variants of Hugging Face configurations (`modeling_rope_utils.py`).
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "rope_type", rename_all = "snake_case")]
-pub enum RopeScaling {
-    /// Frequencies as they are.
-    None,
-    /// All frequencies divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// The base grows with the sequence once it passes the trained length (NTK-aware).
-    Dynamic {
-        /// How far the context is stretched.
-        factor: f64,
-        /// The trained length.
-        max_position_embeddings: usize,
-    },
-    /// Low frequencies divided, high ones kept, a ramp between (Llama 3.1).
-    Llama3 {
-        /// Divisor of the low frequencies.
-        factor: f64,
-        /// Wavelengths above `original / low_freq_factor` are divided.
-        low_freq_factor: f64,
-        /// Wavelengths below `original / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// The trained length.
-        original_max_position_embeddings: usize,
-    },
-    /// YaRN (Peng et al. 2023): a ramp over dimensions and a temperature on attention.
-    Yarn {
-        /// How far the context is stretched.
-        factor: f64,
-        /// Rotations above which a dimension is kept.
-        beta_fast: f64,
-        /// Rotations below which a dimension is divided.
-        beta_slow: f64,
-        /// Multiplies cosine and sine.
-        attention_factor: f64,
-        /// The trained length.
-        original_max_position_embeddings: usize,
-        /// Whether the ramp's ends are rounded to whole dimensions.
-        truncate: bool,
-    },
-    /// One divisor per frequency, another set past the trained length (Phi-3).
-    Longrope {
-        /// Divisors up to the trained length.
-        short_factor: Vec<f64>,
-        /// Divisors past it.
-        long_factor: Vec<f64>,
-        /// Multiplies cosine and sine.
-        attention_factor: f64,
-        /// The trained length.
-        original_max_position_embeddings: usize,
-    },
-}
-
-/// The nonlinearity of the MLP, under its Hugging Face name.
+/// The nonlinearity of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
@@ -115,6 +144,8 @@ pub enum Activation {
     Gelu,
     /// The tanh approximation: `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`.
     GeluTanh,
+    /// `x · σ(1.702 x)`
+    QuickGelu,
     /// `x · σ(x)`
     Silu,
     /// `max(x, 0)`
@@ -128,17 +159,17 @@ impl Activation {
     /// `Unknown` with the names that are known.
     pub fn from_name(name: &str) -> Result<Self> {
         Ok(match name {
-            "gelu" => Self::Gelu,
+            "gelu" | "gelu_python" => Self::Gelu,
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Self::GeluTanh,
+            "quick_gelu" => Self::QuickGelu,
             "silu" | "swish" => Self::Silu,
             "relu" => Self::Relu,
             _ => {
+                let known = ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "quick_gelu", "silu", "relu"];
                 return Err(Error::Unknown {
                     kind: "activation function in config.json",
                     found: name.into(),
-                    nearest: ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "silu", "relu"]
-                        .map(String::from)
-                        .to_vec(),
+                    nearest: known.map(String::from).to_vec(),
                 });
             }
         })
@@ -158,13 +189,60 @@ pub struct Mlp {
     pub bias: bool,
 }
 
-/// What divides attention scores.
+/// What happens to queries, keys and scores besides position.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct AttentionScale {
+pub struct Attention {
     /// Multiplies every score: `1/√d_head` unless the family says otherwise.
-    pub factor: f64,
+    pub scale: f64,
     /// Divides by the layer number, counted from one, as well (GPT-2's `scale_attn_by_inverse_layer_idx`).
-    pub by_inverse_layer: bool,
+    pub scale_by_inverse_layer: bool,
+    /// `c · tanh(score / c)` after scaling (Gemma 2).
+    pub soft_cap: Option<f64>,
+    /// Queries, keys and values are limited to `[−c, c]` (OLMo).
+    pub clip_qkv: Option<f64>,
+    /// Norm of queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// Biases of the query, key and value projections.
+    pub qkv_bias: bool,
+    /// Bias of the output projection.
+    pub out_bias: bool,
+}
+
+impl Attention {
+    /// Scores divided by the root of the head's width and nothing else.
+    pub fn plain(d_head: usize) -> Self {
+        Self {
+            scale: 1.0 / (d_head as f64).sqrt(),
+            scale_by_inverse_layer: false,
+            soft_cap: None,
+            clip_qkv: None,
+            qk_norm: None,
+            qkv_bias: false,
+            out_bias: false,
+        }
+    }
+}
+
+/// What happens between tokens and the first block, and between the last norm and logits.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Embedding {
+    /// Width of the token table; other than `d_model` where two projections lead in and out (OPT-350m).
+    pub width: usize,
+    /// Multiplies embeddings, rounded to their number type first.
+    pub multiplier: f64,
+    /// Whether the head has a bias.
+    pub head_bias: bool,
+    /// Divides logits (Granite).
+    pub logit_divisor: f64,
+    /// `c · tanh(logit / c)` at the very end (Gemma 2).
+    pub logit_soft_cap: Option<f64>,
+}
+
+impl Embedding {
+    /// A table of width `d_model` and a head, nothing else.
+    pub fn plain(d_model: usize) -> Self {
+        Self { width: d_model, multiplier: 1.0, head_bias: false, logit_divisor: 1.0, logit_soft_cap: None }
+    }
 }
 
 /// Everything the decoder needs to know about a model.
@@ -186,18 +264,24 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Longest sequence the model takes.
     pub context_length: usize,
-    /// All norms.
+    /// All norms of the residual stream.
     pub norm: Norm,
+    /// Where they stand.
+    pub layout: BlockLayout,
+    /// Whether a norm stands before the head.
+    pub final_norm: bool,
     /// Position scheme.
     pub position: Position,
+    /// Per layer, how many positions a query sees, itself included; all where there is none.
+    pub windows: Vec<Option<usize>>,
+    /// Attention.
+    pub attention: Attention,
     /// The MLP.
     pub mlp: Mlp,
-    /// Scaling of attention scores.
-    pub attention_scale: AttentionScale,
-    /// Biases of the query, key and value projections.
-    pub qkv_bias: bool,
-    /// Bias of attention's output projection.
-    pub attention_out_bias: bool,
+    /// Embedding and head.
+    pub embedding: Embedding,
+    /// Multiplies what attention and MLP add to the stream (Granite).
+    pub residual_multiplier: f64,
     /// Beginning-of-sequence token of the configuration file.
     pub bos_token_id: Option<u32>,
     /// End-of-sequence tokens of the configuration file.
@@ -205,6 +289,14 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// The rotation of queries and keys in `layer`.
+    pub fn rotation(&self, layer: usize) -> Option<usize> {
+        match &self.position {
+            Position::Rotary { layers, .. } => layers.get(layer).copied().flatten(),
+            Position::Learned { .. } | Position::Alibi => None,
+        }
+    }
+
     /// Checks that the numbers fit together.
     ///
     /// # Errors
@@ -219,6 +311,7 @@ impl ModelConfig {
             ("vocabulary size", self.vocab_size),
             ("context length", self.context_length),
             ("MLP width", self.mlp.d_mlp),
+            ("embedding width", self.embedding.width),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(bad_shape(format!("a {name} of zero")));
@@ -226,10 +319,25 @@ impl ModelConfig {
         if !self.n_heads.is_multiple_of(self.n_key_value_heads) {
             return Err(bad_shape(format!("{} heads over {} key-value heads", self.n_heads, self.n_key_value_heads)));
         }
-        if matches!(self.position, Position::Rotary(_)) && !self.d_head.is_multiple_of(2) {
-            return Err(bad_shape(format!("rotary position embedding on an odd head width of {}", self.d_head)));
+        if self.windows.len() != self.n_layers {
+            return Err(bad_shape(format!("{} attention windows in {} layers", self.windows.len(), self.n_layers)));
         }
+        if self.windows.contains(&Some(0)) {
+            return Err(bad_shape("a sliding window of zero".into()));
+        }
+        self.validate_rotations()?;
         Ok(self)
+    }
+
+    fn validate_rotations(&self) -> Result<()> {
+        let Position::Rotary { rotations, layers } = &self.position else { return Ok(()) };
+        if layers.len() != self.n_layers || layers.iter().flatten().any(|&i| i >= rotations.len()) {
+            return Err(bad_shape(format!("rotary settings of {} layers in {}", layers.len(), self.n_layers)));
+        }
+        match rotations.iter().find(|r| r.dims == 0 || r.dims > self.d_head || !r.dims.is_multiple_of(2)) {
+            Some(r) => Err(bad_shape(format!("{} rotated values in a head of {}", r.dims, self.d_head))),
+            None => Ok(()),
+        }
     }
 }
 

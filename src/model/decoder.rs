@@ -1,9 +1,9 @@
 //! The one forward pass: embed → blocks → final norm → unembed.
 //!
 //! ```text
-//! x = W_E[tokens] (+ W_pos)
-//! each block:  x += Attn(norm(x));  x += MLP(norm(x))
-//! logits = norm(x) W_U
+//! x = W_E[tokens] · multiplier (→ project in) (+ W_pos)
+//! each block:  x += Attn(norm(x));  x += MLP(norm(x))          [`super::config::BlockLayout`] has the variants
+//! logits = cap(norm(x) (→ project out) W_U (+ b_U) / divisor)
 //! ```
 //!
 //! It stops after the last value that the plan asks for. When the weights are variables every operation keeps its
@@ -15,13 +15,13 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::base::{Context, Error, Result};
 
-use super::attention::{Attention, Pass};
-use super::config::ModelConfig;
+use super::block::Block;
+use super::config::{ModelConfig, Position};
 use super::hook::{HookPoint, Site};
 use super::kv_cache::KvCache;
 use super::linear::Linear;
-use super::mlp::Mlp;
-use super::norm::Norm;
+use super::norm::{Norm, NormPoints};
+use super::pass::Pass;
 use super::plan::{HookPlan, ResolvedPlan, Stop};
 use super::tap::Tap;
 
@@ -60,23 +60,18 @@ impl Run {
     }
 }
 
-/// The parameters of one block.
-#[derive(Debug, Clone)]
-pub(crate) struct BlockWeights {
-    pub(super) ln1: Norm,
-    pub(super) attention: Attention,
-    pub(super) ln2: Norm,
-    pub(super) mlp: Mlp,
-}
-
 /// A decoder with its weights.
 #[derive(Debug, Clone)]
 pub struct Model {
     pub(super) config: ModelConfig,
     pub(super) embed: Tensor,
+    /// From the width of the embedding to that of the stream, where they differ.
+    pub(super) project_in: Option<Linear>,
     pub(super) pos_embed: Option<Tensor>,
-    pub(super) blocks: Vec<BlockWeights>,
-    pub(super) ln_final: Norm,
+    pub(super) blocks: Vec<Block>,
+    pub(super) ln_final: Option<Norm>,
+    /// From the width of the stream to that of the embedding, where they differ.
+    pub(super) project_out: Option<Linear>,
     pub(super) unembed: Linear,
 }
 
@@ -96,9 +91,15 @@ impl Model {
         self.embed.dtype()
     }
 
-    /// The unembedding `W_U` `[d, v]`.
-    pub fn unembedding(&self) -> &Tensor {
-        self.unembed.weight()
+    /// The unembedding `W_U` `[d, v]`, the projection before it included.
+    ///
+    /// # Errors
+    /// When multiplying with that projection fails.
+    pub fn unembedding(&self) -> Result<Tensor> {
+        Ok(match &self.project_out {
+            Some(project) => project.weight().matmul(self.unembed.weight())?,
+            None => self.unembed.weight().clone(),
+        })
     }
 
     /// Makes the `[b, s]` input of a forward pass.
@@ -154,9 +155,9 @@ impl Model {
         }
         let pass = Pass::new(&self.config, offset, s, &x)?;
         let mut x = Some(x);
-        for layer in 0..self.blocks.len() {
+        for block in &self.blocks {
             let Some(input) = x else { break };
-            x = self.block(layer, input, &pass, cache.as_deref_mut(), &mut tap)?;
+            x = block.forward(input, &pass, cache.as_deref_mut(), &mut tap)?;
         }
         if let Some(cache) = cache {
             cache.advance(s);
@@ -169,61 +170,48 @@ impl Model {
     }
 
     fn embed_tokens(&self, tokens: &Tensor, offset: usize, tap: &mut Tap<'_>) -> Result<Tensor> {
+        let tokens = tap.at(HookPoint::global(Site::Tokens), tokens.clone())?;
         let (b, s) = tokens.dims2()?;
-        let embedded = self.embed.index_select(&tokens.flatten_all()?, 0)?.reshape((b, s, ()))?;
-        let x = tap.at(HookPoint::global(Site::Embed), embedded)?;
-        let Some(pos_embed) = &self.pos_embed else { return Ok(x) };
-        let positions = pos_embed.narrow(0, offset, s)?.unsqueeze(0)?.broadcast_as(x.shape())?.contiguous()?;
+        let x = self.embed.index_select(&tokens.flatten_all()?, 0)?.reshape((b, s, ()))?;
+        // candle rounds the factor to the number type of `x`, as Gemma does.
+        let multiplier = self.config.embedding.multiplier;
+        let x = if multiplier == 1.0 { x } else { (x * multiplier)? };
+        let x = match &self.project_in {
+            Some(project) => project.forward(&x)?,
+            None => x,
+        };
+        let x = tap.at(HookPoint::global(Site::Embed), x)?;
+        let (Some(pos_embed), Position::Learned { offset: first }) = (&self.pos_embed, &self.config.position) else {
+            return Ok(x);
+        };
+        let positions = pos_embed.narrow(0, first + offset, s)?.unsqueeze(0)?.broadcast_as(x.shape())?.contiguous()?;
         let positions = tap.at(HookPoint::global(Site::PosEmbed), positions)?;
         Ok((x + positions)?)
-    }
-
-    /// The block's output, or `None` when the plan ends inside it.
-    fn block(
-        &self,
-        layer: usize,
-        x: Tensor,
-        pass: &Pass,
-        cache: Option<&mut KvCache>,
-        tap: &mut Tap<'_>,
-    ) -> Result<Option<Tensor>> {
-        let BlockWeights { ln1, attention, ln2, mlp } = &self.blocks[layer];
-        let at = |site| HookPoint::block(layer, site);
-        let resid_pre = tap.at(at(Site::ResidPre), x)?;
-        if tap.stops_at(layer, Site::ResidPre) {
-            return Ok(None);
-        }
-        let normed = ln1.forward(&resid_pre, tap, at(Site::Ln1Scale), at(Site::Ln1Normalized))?;
-        let Some(attn_out) = attention.forward(&normed, &self.config, pass, cache, tap)? else { return Ok(None) };
-        let attn_out = tap.at(at(Site::AttnOut), attn_out)?;
-        let attn_added = tap.at(at(Site::AttnAdded), attn_out)?;
-        let resid_mid = tap.at(at(Site::ResidMid), (resid_pre + attn_added)?)?;
-        if tap.stops_at(layer, Site::ResidMid) {
-            return Ok(None);
-        }
-        let mlp_in = tap.at(at(Site::MlpIn), resid_mid.clone())?;
-        let normed = ln2.forward(&mlp_in, tap, at(Site::Ln2Scale), at(Site::Ln2Normalized))?;
-        let normed = tap.at(at(Site::MlpHookIn), normed)?;
-        if tap.stops_at(layer, Site::MlpHookIn) {
-            return Ok(None);
-        }
-        let Some(mlp_out) = mlp.forward(&normed, tap)? else { return Ok(None) };
-        let mlp_out = tap.at(at(Site::MlpOut), mlp_out)?;
-        let mlp_added = tap.at(at(Site::MlpAdded), mlp_out)?;
-        let resid_post = tap.at(at(Site::ResidPost), (resid_mid + mlp_added)?)?;
-        Ok((!tap.stops_at(layer, Site::ResidPost)).then_some(resid_post))
     }
 
     fn unembed(&self, x: &Tensor, last_only: bool, tap: &mut Tap<'_>) -> Result<Option<Tensor>> {
         let at = HookPoint::global;
         let x = if last_only { x.narrow(1, x.dim(1)? - 1, 1)? } else { x.clone() };
-        let normed = self.ln_final.forward(&x, tap, at(Site::LnFinalScale), at(Site::LnFinalNormalized))?;
-        let normed = tap.at(at(Site::UnembedIn), normed)?;
+        let points = NormPoints { scale: at(Site::LnFinalScale), normalized: at(Site::LnFinalNormalized) };
+        let x = match &self.ln_final {
+            Some(norm) => norm.forward(&x, tap, points)?,
+            None => x,
+        };
+        let x = tap.at(at(Site::UnembedIn), x)?;
         if tap.stop() < Stop::Never {
             return Ok(None);
         }
-        let logits = tap.at(at(Site::UnembedOut), self.unembed.forward(&normed)?)?;
-        Ok(Some(logits.to_dtype(DType::F32)?))
+        let x = match &self.project_out {
+            Some(project) => project.forward(&x)?,
+            None => x,
+        };
+        let logits = tap.at(at(Site::UnembedOut), self.unembed.forward(&x)?)?.to_dtype(DType::F32)?;
+        let divisor = self.config.embedding.logit_divisor;
+        let logits = if divisor == 1.0 { logits } else { (logits / divisor)? };
+        Ok(Some(match self.config.embedding.logit_soft_cap {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
+        }))
     }
 
     fn check_length(&self, offset: usize, s: usize) -> Result<()> {

@@ -28,6 +28,29 @@ impl Linear {
         Ok(y.reshape((b, s, ()))?)
     }
 
+    /// Head `i` of the output from input `i`: `x` is `[b, s, heads, in]`, the result `[b, s, heads, out / heads]`.
+    pub(crate) fn forward_per_head(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, s, heads, d_in) = x.dims4()?;
+        let weight = self.weight.contiguous()?.reshape((d_in, heads, ()))?.transpose(0, 1)?.contiguous()?; // n,in,h
+        let x = x.permute((2, 0, 1, 3))?.contiguous()?.reshape((heads, b * s, d_in))?;
+        let y = x.matmul(&weight)?.reshape((heads, b, s, ()))?.permute((1, 2, 0, 3))?.contiguous()?;
+        Ok(match &self.bias {
+            Some(bias) => y.broadcast_add(&bias.reshape((heads, ()))?)?,
+            None => y,
+        })
+    }
+
+    /// What each head's slice of the input contributes, without bias: `x` is `[b, s, heads, in / heads]`, the result
+    /// `[b, s, heads, out]`.
+    pub(crate) fn contributions(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, s, heads, d_head) = x.dims4()?;
+        let d = self.weight.dim(1)?;
+        let weight = self.weight.contiguous()?.reshape((heads, d_head, d))?;
+        let x = x.permute((2, 0, 1, 3))?.contiguous()?.reshape((heads, b * s, d_head))?;
+        let y = x.matmul(&weight)?.reshape((heads, b, s, d))?;
+        Ok(y.permute((1, 2, 0, 3))?.contiguous()?)
+    }
+
     /// The `[in, out]` weight.
     pub(crate) fn weight(&self) -> &Tensor {
         &self.weight

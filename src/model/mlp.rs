@@ -43,6 +43,8 @@ fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     Ok(match activation {
         Activation::Gelu => x.gelu_erf()?,
         Activation::GeluTanh => x.gelu()?,
+        // σ(1.702 x) x, by way of silu(1.702 x) = 1.702 x σ(1.702 x).
+        Activation::QuickGelu => ((x * 1.702)?.silu()? / 1.702)?,
         Activation::Silu => x.silu()?,
         Activation::Relu => x.relu()?,
     })

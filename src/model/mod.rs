@@ -9,12 +9,17 @@ pub mod plan;
 pub mod weights;
 
 mod attention;
+mod block;
 mod decoder;
 mod linear;
 mod load;
 mod mlp;
+mod module_name;
 mod norm;
+mod pass;
 mod position;
+mod rotary;
+mod site;
 mod tap;
 
 pub use config::ModelConfig;

@@ -8,69 +8,96 @@ use candle_core::{D, DType, Tensor};
 use crate::base::Result;
 
 use super::config;
-use super::hook::HookPoint;
+use super::hook::{HookPoint, Site};
 use super::tap::Tap;
 
 /// One norm with its parameters.
 #[derive(Debug, Clone)]
 pub(crate) struct Norm {
     kind: config::Norm,
-    weight: Tensor,
+    /// Multiplies the quotient; for `RmsOnePlus` the one is in it already.
+    gain: Option<Tensor>,
     bias: Option<Tensor>,
 }
 
+/// The hook points of a norm: divisor and quotient.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NormPoints {
+    pub(super) scale: HookPoint,
+    pub(super) normalized: HookPoint,
+}
+
+impl NormPoints {
+    pub(super) const fn block(layer: usize, scale: Site, normalized: Site) -> Self {
+        Self { scale: HookPoint::block(layer, scale), normalized: HookPoint::block(layer, normalized) }
+    }
+}
+
 impl Norm {
-    /// `weight` and `bias` are `[d]`.
-    pub(crate) fn new(kind: config::Norm, weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { kind, weight, bias }
+    /// `weight` and `bias` are `[width]`, or `[H, h]` where heads have parameters of their own; absent where `kind` has
+    /// none.
+    pub(crate) fn new(kind: config::Norm, weight: Option<Tensor>, bias: Option<Tensor>) -> Result<Self> {
+        let gain = match (kind, weight) {
+            (config::Norm::RmsOnePlus { .. }, Some(weight)) => Some((weight.to_dtype(DType::F32)? + 1.0)?),
+            (_, weight) => weight,
+        };
+        Ok(Self { kind, gain, bias })
     }
 
-    /// Normalises `x` `[b, s, d]`, passing divisor and quotient through their hook points.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        tap: &mut Tap<'_>,
-        scale_at: HookPoint,
-        normalized_at: HookPoint,
-    ) -> Result<Tensor> {
-        let hooked = tap.wants(scale_at) || tap.wants(normalized_at);
-        if !hooked && x.dtype() == DType::F32 && !x.track_op() && !self.weight.track_op() {
-            return self.fused(x);
+    /// Normalises the last axis of `x`, passing divisor and quotient through their hook points.
+    pub(super) fn forward(&self, x: &Tensor, tap: &mut Tap<'_>, points: NormPoints) -> Result<Tensor> {
+        let hooked = tap.wants(points.scale) || tap.wants(points.normalized);
+        if !hooked && let Some(y) = self.fused(x)? {
+            return Ok(y);
         }
         let (centred, scale) = self.divide(x)?;
-        let scale = tap.at(scale_at, scale)?;
+        let scale = tap.at(points.scale, scale)?;
         let normalized = centred.broadcast_div(&scale)?.to_dtype(x.dtype())?;
-        let normalized = tap.at(normalized_at, normalized)?;
-        let gained = normalized.broadcast_mul(&self.weight)?;
-        Ok(match &self.bias {
-            Some(bias) => gained.broadcast_add(bias)?,
-            None => gained,
-        })
+        self.gain_and_bias(&tap.at(points.normalized, normalized)?)
+    }
+
+    /// As [`Norm::forward`] for `x` `[b, s, heads, d]`, a copy of the stream per head. Edits apply to every head;
+    /// captures keep what the whole stream gives.
+    pub(super) fn forward_per_head(&self, x: &Tensor, tap: &Tap<'_>, points: NormPoints) -> Result<Tensor> {
+        let (centred, scale) = self.divide(x)?;
+        let scale = tap.edited(points.scale, scale)?;
+        let normalized = centred.broadcast_div(&scale)?.to_dtype(x.dtype())?;
+        self.gain_and_bias(&tap.edited(points.normalized, normalized)?)
     }
 
     /// Dividend and divisor in f32.
     fn divide(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let x = x.to_dtype(DType::F32)?;
-        let centred = match self.kind {
-            config::Norm::LayerNorm { .. } => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
-            config::Norm::Rms { .. } => x,
-        };
+        let centred = if self.kind.centres() { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x };
         let scale = (centred.sqr()?.mean_keepdim(D::Minus1)? + self.kind.eps())?.sqrt()?;
         Ok((centred, scale))
     }
 
-    fn fused(&self, x: &Tensor) -> Result<Tensor> {
-        let x = x.contiguous()?;
-        let eps = self.kind.eps() as f32;
-        Ok(match (self.kind, &self.bias) {
-            (config::Norm::Rms { .. }, None) => candle_nn::ops::rms_norm(&x, &self.weight, eps)?,
-            (config::Norm::LayerNorm { .. }, Some(bias)) => candle_nn::ops::layer_norm(&x, &self.weight, bias, eps)?,
-            (config::Norm::LayerNorm { .. }, None) => {
-                candle_nn::ops::layer_norm(&x, &self.weight, &self.weight.zeros_like()?, eps)?
-            }
-            (config::Norm::Rms { .. }, Some(bias)) => {
-                candle_nn::ops::rms_norm(&x, &self.weight, eps)?.broadcast_add(bias)?
-            }
-        })
+    /// A gain in f32 is applied in f32, others in the number type of `x`.
+    fn gain_and_bias(&self, x: &Tensor) -> Result<Tensor> {
+        let mut y = x.clone();
+        if let Some(gain) = &self.gain {
+            y = y.to_dtype(gain.dtype())?.broadcast_mul(gain)?.to_dtype(x.dtype())?;
+        }
+        if let Some(bias) = &self.bias {
+            y = y.broadcast_add(bias)?;
+        }
+        Ok(y)
+    }
+
+    /// candle's fused norm, where it takes these parameters and nothing needs a gradient.
+    fn fused(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let Some(gain) = &self.gain else { return Ok(None) };
+        let differentiated = x.track_op() || gain.track_op() || self.bias.as_ref().is_some_and(Tensor::track_op);
+        if x.dtype() != DType::F32 || differentiated || gain.rank() != 1 {
+            return Ok(None);
+        }
+        let (x, eps) = (x.contiguous()?, self.kind.eps() as f32);
+        Ok(Some(match (self.kind.centres(), &self.bias) {
+            (true, Some(bias)) => candle_nn::ops::layer_norm(&x, gain, bias, eps)?,
+            (true, None) => candle_nn::ops::layer_norm(&x, gain, &gain.zeros_like()?, eps)?,
+            (false, Some(bias)) => candle_nn::ops::rms_norm(&x, gain, eps)?.broadcast_add(bias)?,
+            (false, None) => candle_nn::ops::rms_norm(&x, gain, eps)?,
+        }))
     }
 }

@@ -157,7 +157,7 @@ impl HookPlan {
         }
         let last = self.captures.iter().map(|point| match point.site.scope() {
             Scope::Embedding => Stop::Embedding,
-            Scope::Block => Stop::Block(point.layer.unwrap_or_default(), point.site),
+            Scope::Block => Stop::Block(point.layer.unwrap_or_default(), point.site.fires_by(config.layout)),
             Scope::Final if point.site == Site::UnembedOut => Stop::Never,
             Scope::Final => Stop::FinalNorm,
         });
@@ -193,12 +193,7 @@ fn check_edit(edit: &Edit, config: &ModelConfig) -> Result<()> {
         why: why.into(),
         remedy: remedy.into(),
     };
-    let axes = edit.at.site.axes();
-    let heads = match axes {
-        Axes::QueryHeads | Axes::Pattern | Axes::HeadResidual => Some(config.n_heads),
-        Axes::KeyHeads | Axes::AllKeyHeads => Some(config.n_key_value_heads),
-        _ => None,
-    };
+    let heads = edit.at.site.heads(config);
     match (edit.head, heads) {
         (Some(_), None) => {
             return Err(unsupported("an edit of one head", "the site has no head axis", "leave the head out"));
@@ -213,6 +208,16 @@ fn check_edit(edit: &Edit, config: &ModelConfig) -> Result<()> {
         _ => {}
     }
     let Some(full) = edit.at.site.width(config) else {
+        if edit.at.site.axes() == Axes::Tokens {
+            return match &edit.op {
+                EditOp::Set(t) if t.rank() == 2 => Ok(()),
+                _ => Err(unsupported(
+                    "this edit",
+                    "token ids are no quantities",
+                    "set all ids, as [sequences, positions]",
+                )),
+            };
+        }
         return match &edit.op {
             EditOp::Scale(_) | EditOp::Ablate => Ok(()),
             EditOp::Set(t) | EditOp::Add(t) if t.rank() == 4 => Ok(()),

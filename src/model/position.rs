@@ -15,10 +15,11 @@ impl Rotary {
         matches!(self.scaling, RopeScaling::Dynamic { .. } | RopeScaling::Longrope { .. })
     }
 
-    /// Frequencies `[h/2]` for a sequence of `length` positions, and the factor on cosine and sine.
-    pub(crate) fn frequencies(&self, d_head: usize, length: usize) -> (Vec<f32>, f64) {
-        let dim = d_head as f64;
-        let plain = |theta: f64| -> Vec<f64> { (0..d_head / 2).map(|j| theta.powf(-2.0 * j as f64 / dim)).collect() };
+    /// Frequencies `[dims / 2]` for a sequence of `length` positions, and the factor on cosine and sine.
+    pub(crate) fn frequencies(&self, length: usize) -> (Vec<f32>, f64) {
+        let dim = self.dims as f64;
+        let plain =
+            |theta: f64| -> Vec<f64> { (0..self.dims / 2).map(|j| theta.powf(-2.0 * j as f64 / dim)).collect() };
         let (freqs, factor) = match &self.scaling {
             RopeScaling::None => (plain(self.theta), 1.0),
             RopeScaling::Linear { factor } => (plain(self.theta).iter().map(|f| f / factor).collect(), 1.0),
@@ -82,18 +83,11 @@ impl Rotary {
         (freqs.into_iter().enumerate().map(scale).collect(), *attention_factor)
     }
 
-    /// Cosine and sine `[positions, h/2]` for positions `start..start + count`.
-    pub(crate) fn table(
-        &self,
-        d_head: usize,
-        start: usize,
-        count: usize,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<(Tensor, Tensor)> {
-        let (freqs, factor) = self.frequencies(d_head, start + count);
+    /// Cosine and sine `[positions, dims / 2]` for positions `0..count`.
+    pub(crate) fn table(&self, count: usize, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
+        let (freqs, factor) = self.frequencies(count);
         let half = freqs.len();
-        let angles: Vec<f32> = (start..start + count).flat_map(|p| freqs.iter().map(move |f| p as f32 * f)).collect();
+        let angles: Vec<f32> = (0..count).flat_map(|p| freqs.iter().map(move |f| p as f32 * f)).collect();
         let angles = Tensor::from_vec(angles, (count, half), device)?;
         let cos = (angles.cos()? * factor)?.to_dtype(dtype)?;
         let sin = (angles.sin()? * factor)?.to_dtype(dtype)?;
@@ -101,12 +95,18 @@ impl Rotary {
     }
 }
 
-/// Rotates `x` `[b, heads, s, h]` by a table for the same positions.
+/// Rotates the first values of `x` `[b, heads, s, h]`, twice as many as the tables are wide, by tables for the same
+/// positions.
 pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let (half, d_head) = (cos.dim(D::Minus1)?, x.dim(D::Minus1)?);
+    if 2 * half < d_head {
+        let rotated = rotate(&x.narrow(D::Minus1, 0, 2 * half)?, cos, sin)?;
+        let passed = x.narrow(D::Minus1, 2 * half, d_head - 2 * half)?;
+        return Ok(Tensor::cat(&[&rotated, &passed], D::Minus1)?);
+    }
     if !x.track_op() {
         return Ok(candle_nn::rotary_emb::rope(&x.contiguous()?, cos, sin)?);
     }
-    let half = x.dim(D::Minus1)? / 2;
     let (first, second) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
     let rotated_first = (first.broadcast_mul(cos)? - second.broadcast_mul(sin)?)?;
     let rotated_second = (second.broadcast_mul(cos)? + first.broadcast_mul(sin)?)?;

@@ -24,14 +24,18 @@ impl<'a> Tap<'a> {
 
     /// Passes `x` through the point: returns it edited, keeps a copy when the plan captures it.
     pub(super) fn at(&mut self, point: HookPoint, x: Tensor) -> Result<Tensor> {
-        let mut x = x;
-        if let Some(edits) = self.plan.edits.get(&point) {
-            for edit in edits {
-                x = apply(edit, &x, self.offset)?;
-            }
-        }
+        let x = self.edited(point, x)?;
         if self.plan.captures.contains(&point) {
-            self.captures.insert(point, x.clone());
+            self.captures.insert(point, documented_axes(point.site.axes(), &x)?);
+        }
+        Ok(x)
+    }
+
+    /// `x` with the point's edits, not captured.
+    pub(super) fn edited(&self, point: HookPoint, x: Tensor) -> Result<Tensor> {
+        let mut x = x;
+        for edit in self.plan.edits.get(&point).into_iter().flatten() {
+            x = apply(edit, &x, self.offset)?;
         }
         Ok(x)
     }
@@ -55,6 +59,12 @@ impl<'a> Tap<'a> {
     }
 }
 
+/// Norms of heads are computed on `[b, s, heads, h]` and documented as rows.
+fn documented_axes(axes: Axes, x: &Tensor) -> Result<Tensor> {
+    let rows = matches!(axes, Axes::QueryRowScale | Axes::QueryRows | Axes::KeyRowScale | Axes::KeyRows);
+    Ok(if rows && x.rank() == 4 { x.flatten(0, 2)? } else { x.clone() })
+}
+
 /// Applies one edit to `x`, whose position axis starts at `offset` of the sequence.
 fn apply(edit: &Edit, x: &Tensor, offset: usize) -> Result<Tensor> {
     let axes = edit.at.site.axes();
@@ -65,20 +75,16 @@ fn apply(edit: &Edit, x: &Tensor, offset: usize) -> Result<Tensor> {
     if !positions.iter().any(|&touched| touched) {
         return Ok(x.clone());
     }
-    let edited = compute(edit, x, axes).map_err(|error| match error {
+    let edited = compute(edit, x).map_err(|error| match error {
         Error::Tensor { source, .. } => Error::Tensor { action: format!("editing {}", edit.at), source },
         other => other,
     })?;
-    let head_axis = match axes {
-        Axes::Pattern => Some(1),
-        Axes::QueryHeads | Axes::KeyHeads | Axes::AllKeyHeads | Axes::HeadResidual => Some(2),
-        _ => None,
-    };
     let mut mask: Option<Tensor> = None;
     if positions.iter().any(|&touched| !touched) {
         mask = Some(axis_mask(&positions, position_axis, x)?);
     }
-    if let (Some(head), Some(axis)) = (edit.head, head_axis) {
+    if let Some(head) = edit.head {
+        let axis = if axes == Axes::Pattern { 1 } else { 2 };
         let heads: Vec<bool> = (0..x.dim(axis)?).map(|i| i == head).collect();
         let head_mask = axis_mask(&heads, axis, x)?;
         mask = Some(match mask {
@@ -101,17 +107,19 @@ fn axis_mask(chosen: &[bool], axis: usize, x: &Tensor) -> Result<Tensor> {
 }
 
 /// The edited values at every position and head.
-fn compute(edit: &Edit, x: &Tensor, axes: Axes) -> Result<Tensor> {
+fn compute(edit: &Edit, x: &Tensor) -> Result<Tensor> {
     let like_x = |t: &Tensor| -> Result<Tensor> { Ok(t.to_device(x.device())?.to_dtype(x.dtype())?) };
     // A vector for the whole site covers the head axis too; one for a single head does not.
     let expand = |t: &Tensor| -> Result<Tensor> {
         let t = like_x(t)?;
-        if t.rank() > 1 {
-            return Ok(t.broadcast_as(x.shape())?.contiguous()?);
-        }
-        let shape: Vec<usize> = match (axes, edit.head) {
-            (Axes::QueryHeads | Axes::KeyHeads | Axes::HeadResidual, None) => vec![1, 1, x.dim(2)?, x.dim(3)?],
-            (Axes::QueryHeads | Axes::KeyHeads | Axes::HeadResidual, Some(_)) => vec![1, 1, 1, x.dim(3)?],
+        let shape: Vec<usize> = match (t.rank(), x.rank()) {
+            // Rows of heads, documented in one axis.
+            (2, 4) => x.dims().to_vec(),
+            // The whole stream, for a copy of it per head.
+            (3, 4) => vec![t.dim(0)?, t.dim(1)?, 1, t.dim(2)?],
+            (2.., _) => t.dims().to_vec(),
+            (_, 4) if edit.head.is_none() && t.elem_count() != x.dim(3)? => vec![1, 1, x.dim(2)?, x.dim(3)?],
+            (_, 4) => vec![1, 1, 1, x.dim(3)?],
             _ => vec![1, 1, t.elem_count()],
         };
         Ok(t.reshape(shape)?.broadcast_as(x.shape())?.contiguous()?)
@@ -127,7 +135,7 @@ fn compute(edit: &Edit, x: &Tensor, axes: Axes) -> Result<Tensor> {
             let unit = expand(&unit)?;
             let axis = x.rank() - 1;
             let along = (x * &unit)?.sum_keepdim(axis)?;
-            let along = if edit.head.is_none() && x.rank() == 4 { along.sum_keepdim(2)? } else { along };
+            let along = if v.elem_count() > x.dim(axis)? { along.sum_keepdim(2)? } else { along };
             (x - unit.broadcast_mul(&along)?)?
         }
         EditOp::Rewrite(rewrite) => {

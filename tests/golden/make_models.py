@@ -1,104 +1,106 @@
 """Tiny random checkpoints with awkward settings, and what transformers computes on them, under TransformerLens names.
 
-    python3 tests/golden/make_models.py        # transformers 4.57.3, torch, safetensors
+    python3 tests/golden/make_models.py [NAME...]       # transformers 4.57.3, torch, safetensors
+    python3 tests/golden/make_models.py --mixtures      # mixtures of experts, to tests/golden/mixtures
 
-Writes tests/golden/models/NAME/{config.json,model.safetensors,golden.safetensors}. Values are float32; weights are
-rounded to bfloat16 first so that every stored number type holds them exactly.
+Writes tests/golden/models/NAME/{config.json, model*.safetensors, golden.safetensors}: all checkpoints, or those named.
+The checkpoints are listed in families/checkpoints.py, module names in families/modules.py, and families/capture.py
+picks the values. Computed in float32 from weights rounded to bfloat16, so that every stored number type holds them.
 """
-import json, pathlib
+import json, pathlib, shutil, sys, zlib
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, logging
+from transformers.models.opt.modeling_opt import OPTPreTrainedModel
+from transformers.models.stablelm.modeling_stablelm import StableLmPreTrainedModel
+from families.capture import capture
+from families.checkpoints import CHECKPOINTS, MIXTURES
 
-HERE = pathlib.Path(__file__).parent / "models"
-torch.manual_seed(0)
-torch.set_grad_enabled(False)
-
-LLAMA = dict(vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3, bos_token_id=1, eos_token_id=2)
-ORIGINAL = dict(original_max_position_embeddings=16)
-MODELS = {
-    "gpt2": GPT2Config(vocab_size=48, n_positions=32, n_embd=24, n_layer=3, n_head=4, initializer_range=0.3, bos_token_id=1, eos_token_id=2),
-    "gpt2-scaled": GPT2Config(vocab_size=48, n_positions=32, n_embd=24, n_layer=3, n_head=3, n_inner=36, activation_function="relu",
-                              scale_attn_by_inverse_layer_idx=True, layer_norm_epsilon=1e-3, initializer_range=0.3, bos_token_id=1, eos_token_id=2),
-    "llama": LlamaConfig(**LLAMA, tie_word_embeddings=True),
-    "llama-wide": LlamaConfig(**{**LLAMA, "num_attention_heads": 6, "num_key_value_heads": 2}, head_dim=10, attention_bias=True, mlp_bias=True,
-                              tie_word_embeddings=False, rms_norm_eps=1e-3, hidden_act="gelu"),
-    "llama-linear": LlamaConfig(**LLAMA, rope_scaling=dict(rope_type="linear", factor=4.0)),
-    "llama-dynamic": LlamaConfig(**{**LLAMA, "max_position_embeddings": 16}, rope_scaling=dict(rope_type="dynamic", factor=2.0)),
-    "llama-llama3": LlamaConfig(**LLAMA, rope_theta=500.0, rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, **ORIGINAL)),
-    "llama-yarn": LlamaConfig(**LLAMA, rope_theta=500.0, rope_scaling=dict(rope_type="yarn", factor=4.0, beta_fast=4.0, **ORIGINAL)),
-    # transformers 4 reads the trained length of longrope beside max_position_embeddings, not inside rope_scaling.
-    "llama-longrope": LlamaConfig(**LLAMA, **ORIGINAL, rope_scaling=dict(rope_type="longrope", short_factor=[1.0, 1.1, 1.2], long_factor=[2.0, 3.0, 4.0])),
-}
+HERE = pathlib.Path(__file__).parent
+VISION = ("model.vision_tower", "model.multi_modal_projector")
+for crashing in (OPTPreTrainedModel, StableLmPreTrainedModel):  # on norms without bias; all weights are set below anyway
+    crashing._init_weights = lambda self, module: None
 
 
-def hooks(model, kind, seen):
-    """Clones every value that a TransformerLens name denotes."""
-    keep = lambda name: (lambda _m, _i, out: seen.__setitem__(name, (out[0] if isinstance(out, tuple) else out).clone()))
-    keep_in = lambda name: (lambda _m, args: seen.__setitem__(name, args[0].clone()))
-    blocks = model.transformer.h if kind == "gpt2" else model.model.layers
-    for i, block in enumerate(blocks):
-        p = f"blocks.{i}."
-        attn, ln2 = (block.attn, block.ln_2) if kind == "gpt2" else (block.self_attn, block.post_attention_layernorm)
-        out, down = (attn.c_proj, block.mlp.c_proj) if kind == "gpt2" else (attn.o_proj, block.mlp.down_proj)
-        block.register_forward_pre_hook(keep_in(p + "hook_resid_pre"))
-        block.register_forward_hook(keep(p + "hook_resid_post"))
-        attn.register_forward_hook(keep(p + "hook_attn_out"))
-        block.mlp.register_forward_hook(keep(p + "hook_mlp_out"))
-        block.mlp.register_forward_pre_hook(keep_in(p + "mlp.hook_in"))
-        ln2.register_forward_pre_hook(keep_in(p + "hook_resid_mid"))
-        out.register_forward_pre_hook(keep_in(p + "attn.hook_z"))
-        down.register_forward_pre_hook(keep_in(p + "mlp.hook_post"))
-        (block.mlp.c_fc if kind == "gpt2" else block.mlp.gate_proj).register_forward_hook(keep(p + "mlp.hook_pre"))
-        if kind == "llama":
-            block.mlp.up_proj.register_forward_hook(keep(p + "mlp.hook_pre_linear"))
-            for part in "qkv":
-                getattr(attn, part + "_proj").register_forward_hook(keep(p + "attn.hook_" + part))
-        else:
-            attn.c_attn.register_forward_hook(lambda _m, _i, o, p=p: seen.update({p + "attn.hook_" + n: t.clone() for n, t in zip("qkv", o.split(o.shape[-1] // 3, -1))}))
-    final = model.transformer.ln_f if kind == "gpt2" else model.model.norm
-    final.register_forward_hook(keep("unembed.hook_in"))
-
-
-for name, config in MODELS.items():
-    kind = config.model_type
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    for parameter_name, parameter in model.named_parameters():
-        if parameter.ndim == 1:
-            parameter.add_(torch.randn_like(parameter) * 0.2)
+def make(checkpoint):
+    """The model with random weights: norms near their neutral weight, biases near zero."""
+    kind = AutoModelForImageTextToText if checkpoint.config.model_type == "gemma3" else AutoModelForCausalLM
+    model = kind.from_config(checkpoint.config, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        spread = torch.randn_like(parameter)
+        parameter.copy_(parameter + 0.2 * spread if parameter.ndim == 1 else 1.4 * spread / parameter.shape[-1] ** 0.5)
         parameter.copy_(parameter.bfloat16().float())
-    config.dtype = "bfloat16" if name == "llama" else "float16" if name == "gpt2" else "float32"
-    out = HERE / name
-    out.mkdir(parents=True, exist_ok=True)
-    length = 24
-    tokens = torch.randint(3, 48, (2, length))
-    seen = {}
-    hooks(model, kind, seen)
-    result = model(tokens, output_attentions=True, use_cache=False)
-    heads = config.num_attention_heads
-    for i, pattern in enumerate(result.attentions):
-        seen[f"blocks.{i}.attn.hook_pattern"] = pattern
-    golden = {"tokens": tokens.to(torch.int64), "logits": result.logits}
-    golden |= {k: v.contiguous().float() for k, v in seen.items()}
-    save_file(golden, out / "golden.safetensors")
-    state = {k: v.to(getattr(torch, config.dtype if isinstance(config.dtype, str) else "float32")).contiguous() for k, v in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    if name == "gpt2-scaled":  # the original OpenAI files have no prefix and carry mask buffers
-        state = {k.removeprefix("transformer."): v for k, v in state.items()}
-        state["h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
-    if name == "llama-wide":   # shards
-        keys = sorted(state)
-        parts = [keys[: len(keys) // 2], keys[len(keys) // 2 :]]
-        index = {}
-        for n, part in enumerate(parts):
-            file = f"model-{n + 1:05}-of-{len(parts):05}.safetensors"
-            save_file({k: state[k] for k in part}, out / file)
-            index |= {k: file for k in part}
-        (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}, indent=1))
+    return model
+
+
+def stored_weights(model, checkpoint):
+    """The tensors of the file: a tied head is not in it, buffers that old files carry are."""
+    state, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        name = name.removeprefix(checkpoint.strip)
+        old, new = checkpoint.rename
+        if old and name.startswith("model.language_model."):
+            name = "language_model.model." + name.removeprefix("model.language_model.")
+        elif old and name.startswith(VISION):
+            name = new + name.removeprefix(old)
+        state[name] = tensor.to(getattr(torch, checkpoint.dtype)).contiguous()
+    return state | {name: torch.ones(1, 1, 4, 4) for name in checkpoint.extra}
+
+
+def save_weights(state, out, shards):
+    if shards == 1:
+        return save_file(state, out / "model.safetensors", {"format": "pt"})
+    keys, index = sorted(state), {}
+    for n in range(shards):
+        file = f"model-{n + 1:05}-of-{shards:05}.safetensors"
+        part = keys[len(keys) * n // shards : len(keys) * (n + 1) // shards]
+        save_file({key: state[key] for key in part}, out / file)
+        index |= dict.fromkeys(part, file)
+    (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}, indent=1))
+
+
+def config_json(checkpoint):
+    """config.json with the checkpoint's overrides; a sparse one leaves out what equals the class's default."""
+    def written(config, overrides):
+        text = json.loads(config.to_json_string())
+        default = json.loads(type(config)().to_json_string()) if checkpoint.sparse else {}
+        own = lambda key: key == "model_type" or key not in default or text[key] != default[key]
+        text = {key: value for key, value in text.items() if own(key)}
+        text |= overrides
+        return {key: value for key, value in text.items() if value is not None or key not in overrides}
+
+    config, overrides = checkpoint.config, checkpoint.written
+    if hasattr(config, "text_config"):
+        text = written(config, {"text_config": written(config.text_config, overrides), "vision_config": written(config.vision_config, {})})
     else:
-        save_file(state, out / "model.safetensors")
-    text = json.loads(config.to_json_string())
-    (out / "config.json").write_text(json.dumps(text, indent=1, sort_keys=True) + "\n")
-    print(name, sum(f.stat().st_size for f in out.iterdir()) // 1024, "KiB", float(result.logits.abs().max()))
+        text = written(config, overrides)
+    return json.dumps(text, indent=1, sort_keys=True) + "\n"
+
+
+def write(name, checkpoint, out):
+    torch.manual_seed(zlib.crc32(name.encode()))
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    model = make(checkpoint)
+    checkpoint.config.architectures = [type(model).__name__]
+    golden = capture(model, torch.randint(3, 40, (checkpoint.batch, checkpoint.length)))
+    save_file(golden, out / "golden.safetensors")
+    save_weights(stored_weights(model, checkpoint), out, checkpoint.shards)
+    checkpoint.config.dtype = checkpoint.dtype
+    (out / "config.json").write_text(config_json(checkpoint))
+    size = sum(file.stat().st_size for file in out.iterdir()) // 1024
+    print(f"{name}: {size} KiB, {len(golden)} values, largest logit {golden['logits'].abs().max():.2f}")
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    logging.set_verbosity_error()
+    names = sys.argv[1:]
+    mixtures = "--mixtures" in names
+    wanted = [name for name in names if not name.startswith("--")]
+    for name, checkpoint in (MIXTURES if mixtures else CHECKPOINTS).items():
+        if not wanted or name in wanted:
+            write(name, checkpoint, HERE / ("mixtures" if mixtures else "models") / name)

@@ -1,153 +1,128 @@
-//! Our forward pass against transformers', on tiny checkpoints made by `tests/golden/make_models.py`.
+//! Our forward pass against transformers', for every family.
 
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Device, Tensor};
-use mechinterp::model::generate::{GenerateSettings, generate};
-use mechinterp::model::{Edit, EditOp, HookPlan, HookPoint, Model, Positions, Site};
+use mechinterp::model::family::KNOWN;
+use mechinterp::model::{HookPlan, HookPoint, Site};
+use serde_json::{Value, json};
 
 use crate::close::Close;
+use crate::golden::{Golden, config_json, names, open_with};
 
-const MODELS: [&str; 9] = [
+/// The families that must open.
+const FAMILIES: [&str; 21] = [
+    "falcon",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
     "gpt2",
-    "gpt2-scaled",
+    "gpt_neo",
+    "gpt_neox",
+    "granite",
     "llama",
-    "llama-wide",
-    "llama-linear",
-    "llama-dynamic",
-    "llama-llama3",
-    "llama-yarn",
-    "llama-longrope",
+    "mistral",
+    "olmo",
+    "olmo2",
+    "opt",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
 ];
 
-fn dir(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name)
-}
+/// Exact and tanh GELU differ by 1e-4 to 9e-4 of the largest logit on models of this size.
+const TOLERANCE: Close = Close(2e-5);
 
-fn open(name: &str) -> Model {
-    let mut weights: Vec<PathBuf> = std::fs::read_dir(dir(name))
-        .unwrap()
-        .flatten()
-        .map(|e| e.path())
-        .filter(|p| {
-            p.file_name().unwrap().to_str().unwrap().starts_with("model") && p.extension().unwrap() == "safetensors"
-        })
-        .collect();
-    weights.sort();
-    Model::open(&dir(name).join("config.json"), &weights, DType::F32, &Device::Cpu).unwrap()
-}
-
-fn golden(name: &str) -> std::collections::HashMap<String, Tensor> {
-    candle_core::safetensors::load(dir(name).join("golden.safetensors"), &Device::Cpu).unwrap()
+#[test]
+fn every_family_has_two_checkpoints() {
+    let mut checkpoints: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for name in names() {
+        let family = config_json(&name)["model_type"].as_str().unwrap().to_owned();
+        checkpoints.entry(family).or_default().push(name);
+    }
+    let found: Vec<&str> = checkpoints.keys().map(String::as_str).collect();
+    assert_eq!(found, FAMILIES, "families with goldens");
+    assert_eq!(BTreeSet::from_iter(KNOWN.iter().copied()), BTreeSet::from(FAMILIES), "families that open");
+    let few: Vec<_> = checkpoints.iter().filter(|(_, names)| names.len() < 2).collect();
+    assert!(few.is_empty(), "{few:?}");
 }
 
 #[test]
 fn logits_and_every_hook_equal_transformers() {
-    for name in MODELS {
-        let (model, golden) = (open(name), golden(name));
-        let tokens = golden["tokens"].to_dtype(DType::U32).unwrap();
-        let points: Vec<HookPoint> =
-            golden.keys().filter_map(|key| HookPoint::resolve(key, model.config()).ok()).collect();
-        assert!(points.len() >= 20, "{name}: only {} hook points in the golden file", points.len());
-        let plan = points.iter().fold(HookPlan::new().with_logits(), |plan, &p| plan.capture(p));
-        let run = model.forward(&tokens, &plan).unwrap();
-        Close(1e-4).assert(&format!("{name} logits"), run.logits().unwrap(), &golden["logits"]);
-        for point in points {
-            let ours = run.captured(point).unwrap();
-            Close(1e-4).assert(&format!("{name} {point}"), ours, &golden[&point.to_string()]);
+    for name in names() {
+        let golden = Golden::open(&name);
+        let run = golden.run_everything();
+        TOLERANCE.assert(&format!("{name} logits"), run.logits().unwrap(), &golden.logits);
+        for (hook, reference) in &golden.values {
+            let point = HookPoint::resolve(hook, golden.model.config()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            TOLERANCE.assert(&format!("{name} {hook}"), run.captured(point).unwrap(), reference);
+        }
+        // What transformers never holds as a value of its own: the identities test these.
+        let unseen = |point: &HookPoint| !matches!(point.site, Site::AttnScores | Site::AttnResult);
+        for point in HookPoint::all(golden.model.config()).into_iter().filter(unseen) {
+            assert!(golden.values.contains_key(&point.to_string()), "{name}: no golden value of {point}");
         }
     }
 }
 
+/// Each of these settings changes what a checkpoint computes, so that a parser that overlooked it would be noticed.
 #[test]
-fn every_hook_point_has_its_documented_shape_and_the_stream_adds_up() {
-    for name in MODELS {
-        let (model, golden) = (open(name), golden(name));
-        let config = model.config().clone();
-        let tokens = golden["tokens"].to_dtype(DType::U32).unwrap();
-        let points = HookPoint::all(&config);
-        let plan = points.iter().fold(HookPlan::new(), |plan, &p| plan.capture(p));
-        let run = model.forward(&tokens, &plan).unwrap();
-        let (b, s) = tokens.dims2().unwrap();
-        for &point in &points {
-            assert_eq!(run.captured(point).unwrap().dims(), point.site.shape(&config, b, s, s), "{name} {point}");
-        }
-        let at = |layer, site| run.captured(HookPoint::block(layer, site)).unwrap();
-        for layer in 0..config.n_layers {
-            let mid = (at(layer, Site::ResidPre) + at(layer, Site::AttnAdded)).unwrap();
-            Close(1e-6).assert("resid_mid", at(layer, Site::ResidMid), &mid);
-            let post = (at(layer, Site::ResidMid) + at(layer, Site::MlpAdded)).unwrap();
-            Close(1e-6).assert("resid_post", at(layer, Site::ResidPost), &post);
-            if layer + 1 < config.n_layers {
-                Close(0.0).assert("resid_pre", at(layer + 1, Site::ResidPre), at(layer, Site::ResidPost));
-            }
-        }
-    }
-}
-
-#[test]
-fn hooked_and_unhooked_passes_agree() {
-    for name in MODELS {
-        let (model, golden) = (open(name), golden(name));
-        let tokens = golden["tokens"].to_dtype(DType::U32).unwrap();
-        let plain = model.forward(&tokens, &HookPlan::new().with_logits()).unwrap();
-        let plan = HookPoint::all(model.config()).into_iter().fold(HookPlan::new().with_logits(), HookPlan::capture);
-        let hooked = model.forward(&tokens, &plan).unwrap();
-        Close(1e-5).assert(name, hooked.logits().unwrap(), plain.logits().unwrap());
-    }
-}
-
-#[test]
-fn a_pass_stops_after_the_last_point_it_needs() {
-    let model = open("llama");
-    let tokens = model.tokens(&[[3u32, 4, 5]]).unwrap();
-    let last = HookPoint::block(0, Site::ResidPost);
-    // An edit with NaN above the last captured point would poison the result if it were computed.
-    let poison = Edit::new(HookPoint::block(1, Site::ResidPre), EditOp::Scale(f64::NAN));
-    let run = model.forward(&tokens, &HookPlan::new().capture(last).edit(poison)).unwrap();
-    assert!(run.logits.is_none());
-    assert!(run.captured(last).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite());
-}
-
-/// Greedy generation by running the whole sequence again for every token.
-fn recompute(model: &Model, prompt: &[u32], plan: &HookPlan, n: usize) -> Vec<u32> {
-    let mut tokens = prompt.to_vec();
-    for _ in 0..n {
-        let run = model.forward(&model.tokens(&[&tokens]).unwrap(), &plan.clone().with_logits()).unwrap();
-        let last = run.logits().unwrap().get(0).unwrap().get(tokens.len() - 1).unwrap();
-        tokens.push(last.argmax(0).unwrap().to_scalar::<u32>().unwrap());
-    }
-    tokens.split_off(prompt.len())
-}
-
-#[test]
-fn cached_generation_equals_recomputation_steered_and_not() {
-    for name in MODELS {
-        let model = open(name);
-        let d = model.config().d_model;
-        let prompt = [7u32, 21, 9, 33, 14];
-        let direction: Vec<f32> = (0..d).map(|i| if i % 3 == 0 { 4.0 } else { -1.5 }).collect();
-        let direction = Tensor::new(direction, &Device::Cpu).unwrap();
-        let post = HookPoint::block(0, Site::ResidPost);
-        let add = || Edit::new(post, EditOp::Add(direction.clone()));
-        let rotary = HookPoint::block(1, Site::RotK).check(model.config()).is_ok();
-        let key_site = if rotary { Site::RotK } else { Site::K };
-        let plans = [
-            HookPlan::new(),
-            HookPlan::new().edit(add()),
-            HookPlan::new().edit(add().positions(Positions::From(prompt.len()))),
-            HookPlan::new().edit(add().positions(Positions::List(vec![2, 6]))),
-            HookPlan::new().edit(Edit::new(HookPoint::block(1, key_site), EditOp::Scale(-2.0))),
-            HookPlan::new().edit(Edit::new(HookPoint::block(1, Site::Z), EditOp::Ablate).head(1)),
-        ];
-        let settings =
-            GenerateSettings { max_new_tokens: 10, temperature: 0.0, top_p: None, seed: 0, stop_tokens: vec![] };
-        let mut texts = Vec::new();
-        for plan in &plans {
-            let cached = generate(&model, &prompt, plan, &settings, |_| Ok(())).unwrap();
-            assert_eq!(cached, recompute(&model, &prompt, plan, 10), "{name} {plan:?}");
-            texts.push(cached);
-        }
-        assert!(texts[1..].iter().any(|t| *t != texts[0]), "{name}: no edit changed anything");
+fn a_wrong_setting_is_noticed() {
+    let wrong: &[(&str, &str, Value)] = &[
+        ("gpt2-scaled", "/scale_attn_by_inverse_layer_idx", json!(false)),
+        ("gpt_neo", "/activation_function", json!("gelu")),
+        ("gpt_neo-untied", "/attention_types", json!([[["global"], 1], [["local"], 2]])),
+        ("gpt_neo-untied", "/window_size", json!(5)),
+        ("gpt_neox", "/hidden_act", json!("gelu_new")),
+        ("gpt_neox", "/rotary_pct", json!(0.5)),
+        ("gpt_neox-sequential", "/use_parallel_residual", json!(true)),
+        ("opt-350m", "/do_layer_norm_before", json!(true)),
+        ("opt-350m", "/activation_function", json!("gelu_new")),
+        ("mistral", "/sliding_window", json!(6)),
+        ("qwen2", "/max_window_layers", json!(2)),
+        ("qwen2-yarn", "/use_sliding_window", json!(true)),
+        ("qwen3-window", "/layer_types", json!(["full_attention", "sliding_attention"])),
+        ("gemma-heads", "/hidden_activation", json!("gelu")),
+        ("gemma2", "/attn_logit_softcapping", json!(3.1)),
+        ("gemma2", "/final_logit_softcapping", json!(4.1)),
+        ("gemma2", "/query_pre_attn_scalar", json!(8)),
+        ("gemma2", "/sliding_window", json!(6)),
+        ("gemma3_text", "/rope_local_base_freq", json!(11_000.0)),
+        ("gemma3_text", "/rope_scaling/factor", json!(4.0)),
+        ("gemma3_text", "/sliding_window_pattern", json!(5)),
+        ("gemma3_text-v5", "/rope_parameters/sliding_attention/rope_theta", json!(60.0)),
+        ("gemma3", "/text_config/sliding_window", json!(6)),
+        ("phi-normed", "/rope_parameters/partial_rotary_factor", json!(0.6)),
+        ("phi3-long", "/original_max_position_embeddings", json!(14)),
+        ("phi3-short", "/original_max_position_embeddings", json!(19)),
+        ("olmo", "/clip_qkv", json!(0.9)),
+        ("olmo2-grouped", "/rope_scaling/factor", json!(3.0)),
+        ("falcon", "/rope_theta", json!(9_000.0)),
+        ("falcon-one-norm", "/activation", json!("gelu")),
+        ("smollm3", "/no_rope_layer_interval", json!(3)),
+        ("smollm3-window", "/no_rope_layers", json!([1, 0, 1])),
+        ("stablelm-parallel", "/partial_rotary_factor", json!(0.4)),
+        ("starcoder2", "/sliding_window", json!(4)),
+        ("starcoder2-bare", "/hidden_act", json!("gelu_pytorch_tanh")),
+        ("granite", "/residual_multiplier", json!(0.41)),
+        ("granite", "/logits_scaling", json!(2.6)),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    for (name, field, value) in wrong {
+        let mut config = config_json(name);
+        let (parent, key) = field.rsplit_once('/').unwrap();
+        let object = config.pointer_mut(parent).unwrap().as_object_mut().unwrap();
+        assert_ne!(object.insert(key.into(), value.clone()).as_ref(), Some(value), "{name} {field}");
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, config.to_string()).unwrap();
+        let golden = Golden::open(name);
+        let model = open_with(name, &path).unwrap_or_else(|e| panic!("{name} {field}: {e}"));
+        let logits = model.forward(&golden.tokens, &HookPlan::new().with_logits()).unwrap().logits.unwrap();
+        let distance = Close::distance(&format!("{name} {field}"), &logits, &golden.logits);
+        assert!(distance > 2.0 * TOLERANCE.0, "{name}: {field} = {value} moves logits by {distance:.1e} only");
     }
 }

@@ -53,12 +53,13 @@ pub fn logit_effects(
         return Ok(None);
     }
     let vocab_size = model.config().vocab_size;
+    let unembedding = model.unembedding()?;
     let mut effects = vec![LogitEffects::default(); dictionary.d_sae()];
     progress.begin("promoted tokens", vocab_size as u64, Unit::Items);
     for first in (0..vocab_size).step_by(TILE_TOKENS) {
         let tokens = TILE_TOKENS.min(vocab_size - first);
         let reading = || "reading the unembedding".to_owned();
-        let unembed = model.unembedding().narrow(1, first, tokens).during(reading)?;
+        let unembed = unembedding.narrow(1, first, tokens).during(reading)?;
         let unembed = unembed.to_dtype(DType::F32).and_then(|t| t.contiguous()).during(reading)?;
         let tile = UnembedTile::new(unembed, first as u32)?;
         let d = dictionary.d_out();
@@ -131,7 +132,7 @@ mod tests {
         let model = open("llama");
         let dictionary = dictionary_at("blocks.1.hook_resid_post", 24, 60);
         let effects = logit_effects(&dictionary, &model, 10, &Silent).unwrap().unwrap();
-        let unembed = model.unembedding().contiguous().unwrap().to_vec2::<f32>().unwrap();
+        let unembed = model.unembedding().unwrap().contiguous().unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(effects.len(), 60);
         for (f, effects) in effects.iter().enumerate() {
             let row = dictionary.decoder_row(f as u32).unwrap();

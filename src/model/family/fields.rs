@@ -31,6 +31,11 @@ impl<'a> Fields<'a> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
+    /// The object itself.
+    pub(super) fn object_map(&self) -> &'a Map<String, Value> {
+        self.object
+    }
+
     pub(super) fn path(&self) -> &'a Path {
         self.path
     }
@@ -65,6 +70,53 @@ impl<'a> Fields<'a> {
 
     pub(super) fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
         if self.get(key).is_some() { self.read(key, "true or false", Value::as_bool) } else { Ok(default) }
+    }
+
+    /// The number, or nothing where the field is absent or null.
+    pub(super) fn f64_option(&self, key: &str) -> Result<Option<f64>> {
+        self.get(key).map(|_| self.f64(key)).transpose()
+    }
+
+    /// The integer, or nothing where the field is absent or null.
+    pub(super) fn usize_option(&self, key: &str) -> Result<Option<usize>> {
+        self.get(key).map(|_| self.usize(key)).transpose()
+    }
+
+    /// Whether the field is there, null or not: classes have defaults for absent fields that null overrides.
+    pub(super) fn names(&self, key: &str) -> bool {
+        self.object.contains_key(key)
+    }
+
+    pub(super) fn string_list(&self, key: &str) -> Result<Vec<String>> {
+        self.read(key, "a list of strings", |v| v.as_array()?.iter().map(|s| s.as_str().map(str::to_owned)).collect())
+    }
+
+    /// Zeros and ones, or false and true.
+    pub(super) fn flag_list(&self, key: &str) -> Result<Vec<bool>> {
+        let flag = |v: &Value| v.as_bool().or_else(|| v.as_u64().map(|n| n != 0));
+        self.read(key, "a list of zeros and ones", |v| v.as_array()?.iter().map(flag).collect())
+    }
+
+    /// Fails when the field is set, saying why it cannot be honoured.
+    ///
+    /// # Errors
+    /// `Unsupported`.
+    pub(super) fn refuse(&self, key: &str, why: &str) -> Result<()> {
+        match self.get(key) {
+            None => Ok(()),
+            Some(_) => Err(self.unsupported(key, why)),
+        }
+    }
+
+    /// The error for a field whose value cannot be honoured.
+    pub(super) fn unsupported(&self, key: &str, why: &str) -> Error {
+        let value = self.get(key).map_or("null".to_owned(), ToString::to_string);
+        let value: String = value.chars().take(60).collect();
+        Error::Unsupported {
+            what: format!("'{key}': {value} in {}", self.path.display()),
+            why: why.into(),
+            remedy: "use another checkpoint of the model".into(),
+        }
     }
 
     pub(super) fn f64_list(&self, key: &str) -> Result<Vec<f64>> {

@@ -5,24 +5,84 @@ use crate::base::{Error, Result};
 
 use super::super::config::{RopeScaling, Rotary};
 use super::Fields;
+use super::layers::LAYER_TYPES;
 
 const TYPES: [&str; 6] = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"];
 
-/// Reads the rotary settings of a configuration whose heads have width `d_head`.
-pub(super) fn parse(fields: &Fields<'_>, d_head: usize, context_length: usize) -> Result<Rotary> {
-    let parameters = fields.object("rope_parameters")?;
-    let theta = match &parameters {
-        Some(parameters) => parameters.f64_or("rope_theta", fields.f64_or("rope_theta", 10_000.0)?)?,
-        None => fields.f64_or("rope_theta", 10_000.0)?,
-    };
-    let scaling = match parameters.or(fields.object("rope_scaling")?) {
-        Some(scaling) => scaling_of(&scaling, fields, d_head, context_length)?,
-        None => RopeScaling::None,
-    };
-    Ok(Rotary { theta, scaling })
+/// What a family's configuration class says where `config.json` is silent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RopeDefaults {
+    /// `rope_theta`
+    pub(super) theta: f64,
+    /// `partial_rotary_factor`; `None` in families that rotate whole heads.
+    pub(super) partial: Option<f64>,
+    /// Longest sequence, `max_position_embeddings`.
+    pub(super) context_length: usize,
 }
 
-fn scaling_of(s: &Fields<'_>, model: &Fields<'_>, d_head: usize, context_length: usize) -> Result<RopeScaling> {
+/// Reads the rotary settings of a configuration whose heads have width `d_head`.
+pub(super) fn parse(fields: &Fields<'_>, d_head: usize, defaults: RopeDefaults) -> Result<Rotary> {
+    let parameters = fields.object("rope_parameters")?;
+    if let Some(nested) = &parameters
+        && LAYER_TYPES.iter().any(|kind| nested.names(kind))
+    {
+        return Err(fields.unsupported("rope_parameters", "models of this type rotate alike in all layers"));
+    }
+    let own = parameters.as_ref().unwrap_or(fields);
+    let old = fields.object("rope_scaling")?;
+    let theta = own.f64_or("rope_theta", fields.f64_or("rope_theta", defaults.theta)?)?;
+    rotary(parameters.as_ref().or(old.as_ref()), own, fields, d_head, RopeDefaults { theta, ..defaults })
+}
+
+/// Reads the settings of one kind of layer from transformers v5's nested `rope_parameters`, if they are nested.
+pub(super) fn parse_nested(
+    fields: &Fields<'_>,
+    kind: &str,
+    d_head: usize,
+    defaults: RopeDefaults,
+) -> Result<Option<Rotary>> {
+    let Some(parameters) = fields.object("rope_parameters")? else { return Ok(None) };
+    if !LAYER_TYPES.iter().any(|kind| parameters.names(kind)) {
+        return Ok(None);
+    }
+    let Some(own) = parameters.object(kind)? else {
+        return Err(fields.unsupported("rope_parameters", &format!("it has no settings for '{kind}' layers")));
+    };
+    let theta = own.f64_or("rope_theta", defaults.theta)?;
+    rotary(Some(&own), &own, fields, d_head, RopeDefaults { theta, ..defaults }).map(Some)
+}
+
+/// `own` holds `partial_rotary_factor` in transformers v5, `fields` before.
+fn rotary(
+    scaling: Option<&Fields<'_>>,
+    own: &Fields<'_>,
+    fields: &Fields<'_>,
+    d_head: usize,
+    defaults: RopeDefaults,
+) -> Result<Rotary> {
+    let key = "partial_rotary_factor";
+    let partial = own.f64_or(key, fields.f64_or(key, defaults.partial.unwrap_or(1.0))?)?;
+    if defaults.partial.is_none() && partial != 1.0 {
+        let holder = if own.get(key).is_some() { own } else { fields };
+        return Err(holder.unsupported(key, "models of this type rotate whole heads"));
+    }
+    let dims = (d_head as f64 * partial) as usize;
+    let scaling = match scaling {
+        Some(scaling) => scaling_of(scaling, fields, dims, defaults.context_length)?,
+        None => RopeScaling::None,
+    };
+    Ok(Rotary { dims, theta: defaults.theta, scaling })
+}
+
+/// How long a sequence may be: dynamic scaling states the trained length and is there to go past it.
+pub(super) fn context_length(rotary: &Rotary, trained: usize) -> usize {
+    match rotary.scaling {
+        RopeScaling::Dynamic { factor, .. } => (trained as f64 * factor) as usize,
+        _ => trained,
+    }
+}
+
+fn scaling_of(s: &Fields<'_>, model: &Fields<'_>, dims: usize, context_length: usize) -> Result<RopeScaling> {
     // `type` is the key of files written before transformers 4.43.
     let kind = if s.get("rope_type").is_some() { s.string("rope_type")? } else { s.string_or("type", "default")? };
     let original = |default: usize| -> Result<usize> {
@@ -49,7 +109,8 @@ fn scaling_of(s: &Fields<'_>, model: &Fields<'_>, d_head: usize, context_length:
             original_max_position_embeddings: original(context_length)?,
             truncate: s.bool_or("truncate", true)?,
         },
-        "longrope" => longrope(s, original(context_length)?, d_head, context_length)?,
+        // `su` is the name in the first Phi-3 files.
+        "longrope" | "su" => longrope(s, model, original(context_length)?, dims, context_length)?,
         _ => {
             return Err(Error::Unknown {
                 kind: "rope_scaling type in config.json",
@@ -71,21 +132,29 @@ fn yarn_attention_factor(s: &Fields<'_>) -> Result<f64> {
     Ok(if mscale != 0.0 && all_dim != 0.0 { temperature(mscale) / temperature(all_dim) } else { temperature(1.0) })
 }
 
-fn longrope(s: &Fields<'_>, original: usize, d_head: usize, context_length: usize) -> Result<RopeScaling> {
+fn longrope(
+    s: &Fields<'_>,
+    model: &Fields<'_>,
+    original: usize,
+    dims: usize,
+    context_length: usize,
+) -> Result<RopeScaling> {
     let (short_factor, long_factor) = (s.f64_list("short_factor")?, s.f64_list("long_factor")?);
     for (name, list) in [("short_factor", &short_factor), ("long_factor", &long_factor)] {
-        if list.len() != d_head / 2 {
+        if list.len() != dims / 2 {
             return Err(Error::malformed(
                 "model configuration",
                 s.path(),
-                format!("{} numbers in '{name}'", d_head / 2),
+                format!("{} numbers in '{name}'", dims / 2),
                 list.len().to_string(),
                 "one number a rotary frequency is needed; download config.json again",
             ));
         }
     }
-    let stretch = match s.get("factor") {
-        Some(_) => s.f64("factor")?,
+    // Beside `max_position_embeddings`, the trained length decides and `factor` is ignored.
+    let beside = model.get("original_max_position_embeddings").is_some();
+    let stretch = match s.f64_option("factor")?.filter(|_| !beside) {
+        Some(factor) => factor,
         None => context_length as f64 / original as f64,
     };
     let by_length = if stretch > 1.0 { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() } else { 1.0 };
