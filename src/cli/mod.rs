@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::base::{DeviceChoice, Error, Result};
 
+mod architecture;
 mod cache;
 mod demo;
 mod eval;

@@ -40,13 +40,23 @@ fn info_shows_the_architecture_and_every_hook() {
     let cli = Cli::new();
     let text = cli.run("info demo").ok();
     assert!(text.contains("blocks.{0..3}.hook_resid_post") && text.contains("llama"), "{text}");
-    assert!(cli.run("info demo --hooks").ok().contains("blocks.3.attn.hook_pattern"));
+    assert!(!text.contains("Attention probabilities."));
+    let explained = cli.run("info demo --hooks").ok();
+    let row = explained.lines().find(|line| line.starts_with("blocks.{0..3}.attn.hook_pattern")).unwrap();
+    for cell in ["[b, H, s, S]", "[b, 4, s, S]", "Attention probabilities.", "all models"] {
+        assert!(row.contains(cell), "{cell} is not in {row}");
+    }
+    let (_, lacking) = explained.split_once("not in this model").unwrap();
+    let row = lacking.lines().find(|line| line.starts_with("hook_pos_embed")).unwrap();
+    assert!(row.contains("models with learned positions"), "{row}");
     let json = cli.run("info demo --json").json();
     assert_eq!(json["config"]["n_layers"], 4);
     assert!(json["parameters"].as_u64().unwrap() > 100_000);
     let hooks = json["hooks"].as_array().unwrap();
     let hook = hooks.iter().find(|h| h["name"] == HOOK).unwrap();
     assert_eq!((&hook["shape"], &hook["width"]), (&"[b, s, 128]".into(), &128.into()));
+    assert_eq!((&hook["axes"], &hook["meaning"]), (&"[b, s, d]".into(), &"Output of the block.".into()));
+    assert!(hooks.iter().any(|h| h["name"] == "blocks.3.attn.hook_pattern"), "every layer by its full name");
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod close;
 mod demo;
 mod fixture;
 mod golden;
+mod hook_page;
 mod hub;
 mod hub_server;
 mod identities;
