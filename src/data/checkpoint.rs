@@ -11,6 +11,8 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+const BIN: &str = "pytorch_model.bin";
+const BIN_INDEX: &str = "pytorch_model.bin.index.json";
 
 const PARTIAL_SUFFIXES: [&str; 4] = [".incomplete", ".part", ".crdownload", ".aria2"];
 
@@ -22,10 +24,7 @@ pub(super) fn in_directory(reference: &str, dir: &Path) -> Result<ModelFiles> {
     refuse_partial_downloads(dir)?;
     let required = |name: &str| present(dir, name)?.ok_or_else(|| missing(dir, name));
     let config = required(CONFIG)?;
-    let weights = match present(dir, INDEX)? {
-        Some(index) => shards_of(&index)?.iter().map(|shard| required(shard)).collect::<Result<Vec<_>>>()?,
-        None => vec![required(WEIGHTS)?],
-    };
+    let weights = weights(|name| present(dir, name), |name| missing(dir, name))?;
     Ok(ModelFiles {
         dir_or_name: reference.into(),
         config,
@@ -34,6 +33,26 @@ pub(super) fn in_directory(reference: &str, dir: &Path) -> Result<ModelFiles> {
         generation_config: present(dir, "generation_config.json")?,
         weights,
     })
+}
+
+/// The weight files of a model in the order of their names: safetensors where the model has them, else PyTorch's.
+/// `find` gives the local path of a file, `lacks` the error for one that should be there.
+///
+/// # Errors
+/// Those of `find` and `lacks`; `Malformed` for a broken index.
+pub(super) fn weights(
+    find: impl Fn(&str) -> Result<Option<PathBuf>>,
+    lacks: impl Fn(&str) -> Error,
+) -> Result<Vec<PathBuf>> {
+    for (index, single) in [(INDEX, WEIGHTS), (BIN_INDEX, BIN)] {
+        if let Some(index) = find(index)? {
+            return shards_of(&index)?.iter().map(|shard| find(shard)?.ok_or_else(|| lacks(shard))).collect();
+        }
+        if let Some(file) = find(single)? {
+            return Ok(vec![file]);
+        }
+    }
+    Err(lacks(WEIGHTS))
 }
 
 /// The distinct shard names in an index file, sorted.
@@ -86,10 +105,6 @@ fn missing(dir: &Path, name: &str) -> Error {
         }
         _ => ("model weights", "download the missing file, or the whole model again"),
     };
-    if name == WEIGHTS && (dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists())
-    {
-        remedy = "the directory has pytorch_model.bin; only safetensors weights are read, so convert it first";
-    }
     if has_partial(&dir.join(".cache/huggingface/download")).is_some() {
         remedy = "an 'hf download' into this directory was cut off: run it again, it goes on where it stopped";
     }
@@ -156,7 +171,7 @@ mod tests {
             (&[(TOKENIZER, "{}"), (WEIGHTS, "x")], "config.json"),
             (&[(CONFIG, "{}"), (WEIGHTS, "x")], "tokenizer.json"),
             (&[(CONFIG, "{}"), (TOKENIZER, "{}")], "model.safetensors"),
-            (&[(CONFIG, "{}"), (TOKENIZER, "{}"), ("pytorch_model.bin", "x")], "convert"),
+            (&[(CONFIG, "{}"), (TOKENIZER, "{}"), (BIN_INDEX, INDEX_OF_TWO)], "a.safetensors"),
             (&[(CONFIG, "{}"), (TOKENIZER, "{}"), (INDEX, INDEX_OF_TWO), ("a.safetensors", "x")], "b.safetensors"),
             (&[(CONFIG, "{}"), (TOKENIZER, "{}"), (WEIGHTS, "")], "empty file"),
             (
@@ -168,6 +183,17 @@ mod tests {
             let error = in_directory("m", model(files).path()).unwrap_err().to_string();
             assert!(error.contains(expected), "{expected}: {error}");
         }
+    }
+
+    #[test]
+    fn safetensors_are_preferred_to_pytorch_files_and_one_file_to_none() {
+        let name = |files: &ModelFiles| files.weights[0].file_name().unwrap().to_str().unwrap().to_owned();
+        let bin = [(CONFIG, "{}"), (TOKENIZER, "{}"), (BIN, "x")];
+        assert_eq!(name(&in_directory("m", model(&bin).path()).unwrap()), BIN);
+        let both = [&bin[..], &[(WEIGHTS, "x")]].concat();
+        assert_eq!(name(&in_directory("m", model(&both).path()).unwrap()), WEIGHTS);
+        let shards = [&bin[..], &[(BIN_INDEX, INDEX_OF_TWO), ("a.safetensors", "x"), ("b.safetensors", "x")]].concat();
+        assert_eq!(in_directory("m", model(&shards).path()).unwrap().weights.len(), 2);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
-use super::checkpoint::{self, CONFIG, INDEX, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS};
+use super::checkpoint::{self, CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS};
 use crate::base::artifact::hash_file;
 use crate::base::{Error, Progress, Result, Unit};
 
@@ -66,7 +66,7 @@ pub struct ModelFiles {
     pub tokenizer_config: Option<PathBuf>,
     /// `generation_config.json`, where the model has one.
     pub generation_config: Option<PathBuf>,
-    /// `model.safetensors`, or the shards that the index names, in the order of their names.
+    /// `model.safetensors` or `pytorch_model.bin`, or the shards that an index names, in the order of their names.
     pub weights: Vec<PathBuf>,
 }
 
@@ -140,13 +140,7 @@ fn download_model(mut hub: Hub<'_>, reference: &str) -> Result<ModelFiles> {
     let tokenizer_config = optional(TOKENIZER_CONFIG)?;
     let generation_config = optional("generation_config.json")?;
     optional("special_tokens_map.json")?;
-    let weights = match optional(INDEX)? {
-        Some(index) => {
-            let shards = checkpoint::shards_of(&index)?;
-            shards.iter().map(|shard| required(shard)).collect::<Result<_>>()?
-        }
-        None => vec![required(WEIGHTS)?],
-    };
+    let weights = checkpoint::weights(optional, |name| hub.lacks(name))?;
     hub.commit()?;
     Ok(ModelFiles { dir_or_name: reference.into(), config, tokenizer, tokenizer_config, generation_config, weights })
 }
@@ -279,7 +273,7 @@ impl<'a> Hub<'a> {
 
     pub(super) fn lacks(&self, file: &str) -> Error {
         let remedy = if file == WEIGHTS {
-            "only safetensors weights are read: choose a revision or a conversion that has them"
+            "safetensors and pytorch_model.bin are looked for: choose a revision or a conversion that has either"
         } else {
             "check the spelling of the name and the revision; the repository may hold another kind of model"
         };
