@@ -11,6 +11,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::checkpoint::{self, CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS};
+use super::gguf::is_gguf;
 use crate::base::artifact::hash_file;
 use crate::base::{Error, Progress, Result, Unit};
 
@@ -58,7 +59,7 @@ impl HubSettings {
 pub struct ModelFiles {
     /// The reference as the user gave it: a directory or a hub name.
     pub dir_or_name: String,
-    /// `config.json`.
+    /// `config.json`, or the GGUF file that holds everything; so is `tokenizer` then.
     pub config: PathBuf,
     /// `tokenizer.json`.
     pub tokenizer: PathBuf,
@@ -97,8 +98,8 @@ pub fn locate_model(reference: &str, progress: &dyn Progress) -> Result<ModelFil
     locate_model_with(&HubSettings::from_env(), reference, progress)
 }
 
-/// Finds the files of a model: a local directory is checked for completeness, anything else must be
-/// `org/name[@revision]` and comes from the cache or the hub.
+/// Finds the files of a model: a local directory is checked for completeness, a GGUF file is a model by itself,
+/// anything else must be `org/name[@revision]` and comes from the cache or the hub.
 ///
 /// # Errors
 /// `Missing` or `Malformed` when the local directory is incomplete or the cache lacks a file offline, `Hub` when
@@ -108,10 +109,13 @@ pub fn locate_model_with(settings: &HubSettings, reference: &str, progress: &dyn
     if path.is_dir() {
         return checkpoint::in_directory(reference, path);
     }
+    if is_gguf(path) {
+        return checkpoint::gguf_file(reference, path);
+    }
     if path.exists() {
         return Err(Error::Unsupported {
             what: format!("the model file {reference}"),
-            why: "a model is read from a directory with config.json, tokenizer.json and safetensors".into(),
+            why: "a model is read from a GGUF file, or a directory with config.json, tokenizer.json and weights".into(),
             remedy: "give that directory".into(),
         });
     }

@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::base::artifact::read_json;
 use crate::base::mapped::Mapped;
 use crate::base::nearest::nearest;
 use crate::base::{Context, Error, Result};
+use crate::data::gguf::{Gguf, is_gguf};
 
+mod gguf;
 mod pytorch;
 
+use gguf::GgufFile;
 use pytorch::PyTorchFile;
 
 const WHAT: &str = "model weights";
@@ -34,13 +38,16 @@ pub struct Entry {
 enum Shard {
     Safetensors(Mapped),
     PyTorch(PyTorchFile),
+    Gguf(GgufFile),
 }
 
 impl Shard {
-    /// Opens a file of the format that its contents show: an archive or pickle of PyTorch, else safetensors.
+    /// Opens a file of the format that its first bytes show: GGUF, an archive or a pickle of PyTorch, else safetensors.
     fn open(path: &Path) -> Result<Self> {
         Ok(match magic(path)? {
-            [b'P', b'K', ..] | [0x80, 2..=5, ..] => Self::PyTorch(PyTorchFile::open(path)?),
+            [b'G', b'G', b'U', b'F'] => Self::Gguf(GgufFile::open(path)?),
+            // The pickle is that of the magic number with which torch began its files before 1.6.
+            [b'P', b'K', 3, 4] | [0x80, 2, 0x8a, 0x0a] => Self::PyTorch(PyTorchFile::open(path)?),
             _ => Self::Safetensors(Mapped::open(WHAT, path)?),
         })
     }
@@ -55,6 +62,7 @@ impl Shard {
                 Ok(file.entries()?.into_iter().map(entry).collect())
             }
             Self::PyTorch(file) => Ok(file.entries()),
+            Self::Gguf(file) => Ok(file.entries()),
         }
     }
 
@@ -68,6 +76,7 @@ impl Shard {
                 file.tensor(name, dtype, device)
             }
             Self::PyTorch(file) => file.tensor(name, shape, dtype, device),
+            Self::Gguf(file) => file.tensor(name, shape, dtype, device),
         }
     }
 }
@@ -82,6 +91,14 @@ pub fn entries(files: &[PathBuf]) -> Result<Vec<Entry>> {
         all.extend(Shard::open(path)?.entries()?);
     }
     Ok(all)
+}
+
+/// The model's `config.json`, or its like out of the metadata of a GGUF file.
+///
+/// # Errors
+/// When the file cannot be read, or a GGUF file holds what is not known.
+pub fn read_config(path: &Path) -> Result<serde_json::Value> {
+    if is_gguf(path) { gguf::config::of(&Gguf::open(path)?) } else { read_json("model configuration", path) }
 }
 
 /// Where tensors come from.
