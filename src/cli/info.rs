@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::base::Result;
-use crate::base::mapped::Mapped;
 use crate::model::hook::Scope;
 use crate::model::hook_page::LETTERS;
-use crate::model::{HookPoint, ModelConfig, Site};
+use crate::model::{HookPoint, ModelConfig, Site, weights};
 
 use super::Outcome;
 use super::architecture::{norm_name, peculiarities, position_name};
@@ -60,16 +59,13 @@ struct HookRow {
 pub(super) fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let files = open::locate(&args.model, ui)?;
     let config = open::config(&files)?;
-    let (mut parameters, mut weight_bytes, mut dtypes) = (0u64, 0u64, Vec::new());
-    for path in &files.weights {
-        for (_, dtype, shape) in Mapped::open("model weights", path)?.entries()? {
-            let count: usize = shape.iter().product();
-            parameters += count as u64;
-            weight_bytes += (count * dtype.bitsize() / 8) as u64;
-            let name = format!("{dtype:?}").to_lowercase();
-            if !dtypes.contains(&name) {
-                dtypes.push(name);
-            }
+    let entries = weights::entries(&files.weights)?;
+    let parameters = entries.iter().map(|entry| entry.shape.iter().map(|&d| d as u64).product::<u64>()).sum();
+    let weight_bytes = entries.iter().map(|entry| entry.bytes).sum();
+    let mut dtypes = Vec::new();
+    for entry in entries {
+        if !dtypes.contains(&entry.dtype) {
+            dtypes.push(entry.dtype);
         }
     }
     let hooks = HookPoint::all(&config).into_iter().map(|p| hook_row(p.to_string(), p.site, &config)).collect();

@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 
-use crate::base::artifact::read_json;
 use crate::base::{DeviceChoice, DtypeChoice, Error, Result};
 use crate::data::hub::{ModelFiles, locate_model};
 use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
 use crate::demo::built_in;
 use crate::dictionary::Dictionary;
-use crate::model::{Model, ModelConfig, family};
+use crate::model::{Model, ModelConfig, family, weights};
 use crate::store::CacheReader;
 
 use super::render::Ui;
@@ -47,7 +46,7 @@ pub(crate) fn open_files(files: &ModelFiles, dtype: DtypeChoice, device: DeviceC
 
 /// The configuration alone, without touching weights.
 pub(crate) fn config(files: &ModelFiles) -> Result<ModelConfig> {
-    let json = read_json("model configuration", &files.config)?;
+    let json = weights::read_config(&files.config)?;
     Ok(family::parse(&json, &files.config)?.0)
 }
 

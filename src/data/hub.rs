@@ -8,7 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::{self, CONFIG, INDEX, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS};
+use super::checkpoint::{self, CONFIG, TOKENIZER, TOKENIZER_CONFIG};
+use super::gguf::is_gguf;
 use crate::base::artifact::hash_file;
 use crate::base::{Error, Progress, Result};
 
@@ -73,7 +74,7 @@ impl HubSettings {
 pub struct ModelFiles {
     /// The reference as the user gave it: a directory or a hub name.
     pub dir_or_name: String,
-    /// `config.json`.
+    /// `config.json`, or the GGUF file that holds everything; so is `tokenizer` then.
     pub config: PathBuf,
     /// `tokenizer.json`.
     pub tokenizer: PathBuf,
@@ -81,7 +82,7 @@ pub struct ModelFiles {
     pub tokenizer_config: Option<PathBuf>,
     /// `generation_config.json`, where the model has one.
     pub generation_config: Option<PathBuf>,
-    /// `model.safetensors`, or the shards that the index names, in the order of their names.
+    /// `model.safetensors` or `pytorch_model.bin`, or the shards that an index names, in the order of their names.
     pub weights: Vec<PathBuf>,
 }
 
@@ -112,8 +113,8 @@ pub fn locate_model(reference: &str, progress: &dyn Progress) -> Result<ModelFil
     locate_model_with(&HubSettings::from_env(), reference, progress)
 }
 
-/// Finds the files of a model: a local directory is checked for completeness, anything else must be
-/// `org/name[@revision]` and comes from the cache or the hub.
+/// Finds the files of a model: a local directory is checked for completeness, a GGUF file is a model by itself,
+/// anything else must be `org/name[@revision]` and comes from the cache or the hub.
 ///
 /// # Errors
 /// `Missing` or `Malformed` when the local directory is incomplete or the cache lacks a file offline, `Hub` when
@@ -123,10 +124,13 @@ pub fn locate_model_with(settings: &HubSettings, reference: &str, progress: &dyn
     if path.is_dir() {
         return checkpoint::in_directory(reference, path);
     }
+    if is_gguf(path) {
+        return checkpoint::gguf_file(reference, path);
+    }
     if path.exists() {
         return Err(Error::Unsupported {
             what: format!("the model file {reference}"),
-            why: "a model is read from a directory with config.json, tokenizer.json and safetensors".into(),
+            why: "a model is read from a GGUF file, or a directory with config.json, tokenizer.json and weights".into(),
             remedy: "give that directory".into(),
         });
     }
@@ -163,13 +167,7 @@ fn download_model(hub: &Hub<'_>, reference: &str, listing: Option<Vec<String>>) 
     let tokenizer_config = optional(TOKENIZER_CONFIG)?;
     let generation_config = optional("generation_config.json")?;
     optional("special_tokens_map.json")?;
-    let weights = match optional(INDEX)? {
-        Some(index) => {
-            let shards = checkpoint::shards_of(&index)?;
-            shards.iter().map(|shard| required(shard)).collect::<Result<_>>()?
-        }
-        None => vec![required(WEIGHTS)?],
-    };
+    let weights = checkpoint::weights(optional, |name| hub.lacks(name))?;
     hub.commit()?;
     Ok(ModelFiles { dir_or_name: reference.into(), config, tokenizer, tokenizer_config, generation_config, weights })
 }
