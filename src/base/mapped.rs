@@ -1,4 +1,5 @@
-//! Memory-mapped safetensors files: header checked at opening, tensors read from the page cache when asked for.
+//! Memory-mapped files: any file as bytes, and safetensors files whose header is checked at opening and whose tensors
+//! are read from the page cache when asked for.
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,12 +11,40 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::error::{Error, Result};
 
+/// The bytes of one file, read from the page cache when touched.
+#[derive(Debug)]
+pub struct MappedBytes(Mmap);
+
+impl MappedBytes {
+    /// Maps `path`.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be opened or mapped.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open the file", path))?;
+        #[expect(unsafe_code, reason = "memory mapping; see the invariant below")]
+        // SAFETY: the mapping is read-only and private to this struct. Files under it are weights, caches and
+        // dictionaries that their writers replace by renaming, never by writing in place; a truncation by a third
+        // party would raise SIGBUS, which is the accepted cost of not copying gigabytes.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map the file", path))?;
+        Ok(Self(map))
+    }
+}
+
+impl std::ops::Deref for MappedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// One open safetensors file.
 #[derive(Debug)]
 pub struct Mapped {
     path: PathBuf,
     what: &'static str,
-    map: Mmap,
+    map: MappedBytes,
 }
 
 impl Mapped {
@@ -24,12 +53,7 @@ impl Mapped {
     /// # Errors
     /// `Io` when it cannot be opened, `Malformed` when it is no safetensors file or is cut off.
     pub fn open(what: &'static str, path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("open the safetensors file", path))?;
-        #[expect(unsafe_code, reason = "memory mapping; see the invariant below")]
-        // SAFETY: the mapping is read-only and private to this struct. Files under it are weights, caches and
-        // dictionaries that their writers replace by renaming, never by writing in place; a truncation by a third
-        // party would raise SIGBUS, which is the accepted cost of not copying gigabytes.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map the safetensors file", path))?;
+        let map = MappedBytes::open(path)?;
         let mapped = Self { path: path.into(), what, map };
         mapped.view()?;
         Ok(mapped)

@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::base::{DeviceChoice, Error, Result};
 
+mod architecture;
 mod cache;
 mod demo;
 mod eval;
@@ -16,6 +17,7 @@ mod filter;
 mod info;
 mod open;
 mod progress;
+mod prompts;
 mod render;
 mod run;
 mod steer;

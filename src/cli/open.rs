@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 
-use crate::base::artifact::read_json;
 use crate::base::{DeviceChoice, DtypeChoice, Error, Result};
 use crate::data::hub::{ModelFiles, locate_model};
 use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
 use crate::demo::built_in;
 use crate::dictionary::Dictionary;
-use crate::model::{Model, ModelConfig, family};
+use crate::model::{Model, ModelConfig, family, weights};
 use crate::ops::bf16::Kernel;
 use crate::store::CacheReader;
 
@@ -55,7 +54,7 @@ pub(crate) fn fast_dtype(device: DeviceChoice) -> DtypeChoice {
 
 /// The configuration alone, without touching weights.
 pub(crate) fn config(files: &ModelFiles) -> Result<ModelConfig> {
-    let json = read_json("model configuration", &files.config)?;
+    let json = weights::read_config(&files.config)?;
     Ok(family::parse(&json, &files.config)?.0)
 }
 
@@ -73,7 +72,7 @@ pub(crate) fn encode_prompt(opened: &Opened, prompt: &str, bos: BosPolicy) -> Re
 }
 
 /// Checks that a sequence is neither empty nor longer than the model's context.
-pub(crate) fn check_length(tokens: &[u32], config: &ModelConfig) -> Result<()> {
+fn check_length(tokens: &[u32], config: &ModelConfig) -> Result<()> {
     if tokens.is_empty() {
         return Err(Error::flag("--prompt", "at least one token", "none", "write some text, or drop --no-bos"));
     }

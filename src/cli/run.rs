@@ -1,39 +1,42 @@
 //! `mechinterp run`
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use crate::base::artifact::write_atomic;
-use crate::base::{Context, DtypeChoice, Error, Result};
+use crate::base::{Context, DtypeChoice, Error, Result, Unit};
 use crate::data::tokenizer::{BosPolicy, Tokenizer};
-use crate::model::{HookPlan, HookPoint, Site};
+use crate::model::{HookPlan, HookPoint, Run, Site};
 
 use super::open::{self, Opened};
+use super::prompts::{Prompt, PromptArgs};
 use super::render::{BOLD, DIM, Table, Ui, paint, quoted};
 use super::{Common, Outcome};
+
+/// Prompts that run through the model together, at most.
+const BATCH_PROMPTS: usize = 32;
+/// Logits that are computed at once, at most, unless one prompt alone has more.
+const BATCH_LOGITS: usize = 1 << 25;
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Hugging Face directory, hub id, or `demo`.
     model: String,
-    /// Text to run; repeat the flag for several prompts.
-    #[arg(long, value_name = "TEXT", required_unless_present = "tokens")]
-    prompt: Vec<String>,
-    /// Token ids to run as they are, in place of text.
-    #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with = "prompt")]
-    tokens: Option<Vec<u32>>,
+    #[command(flatten)]
+    prompts: PromptArgs,
     /// Hook point to write; repeat the flag for several. `info` lists them.
     #[arg(long, value_name = "NAME", requires = "out")]
     hook: Vec<String>,
     /// Also write the logits of every position.
     #[arg(long, requires = "out")]
     logits: bool,
-    /// Safetensors file for hook points, `logits` and `tokens`, each `[prompts, positions, …]` in f32. Shorter prompts
-    /// are padded on the right with zeros; the tensor `lengths` says where each ends.
+    /// Safetensors file for hook points and logits, each `[prompts, positions, …]` in f32 (attention scores and
+    /// patterns `[prompts, heads, positions, positions]`), and for `tokens`. Shorter prompts are padded on the right
+    /// with zeros; `lengths` says where each ends.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// How many next tokens to show.
@@ -67,46 +70,121 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     if let Some(out) = &args.out {
         open::check_writable(out)?;
     }
+    let given = args.prompts.read()?;
     let files = open::locate(&args.model, ui)?;
-    // Names are checked before the weights are read.
+    // Names and prompts are checked before the weights are read.
     let config = open::config(&files)?;
-    let points: Vec<HookPoint> =
-        args.hook.iter().map(|name| HookPoint::resolve(name, &config)).collect::<Result<_>>()?;
-    let opened = open::open_files(&files, args.dtype, common.device)?;
-    let prompts = encode(&args, &opened)?;
-    let plan = points.iter().fold(HookPlan::new().with_logits(), |plan, &point| plan.capture(point));
-
-    let mut reports = Vec::new();
-    let mut parts: Vec<Vec<Tensor>> = vec![Vec::new(); points.len() + 1];
-    for (text, tokens) in &prompts {
-        let run = opened.model.forward(&opened.model.tokens(&[tokens])?, &plan)?;
-        let logits = run.logits()?;
-        check_finite(logits, text.as_deref())?;
-        let last = logits.get(0)?.get(tokens.len() - 1)?.to_vec1::<f32>()?;
-        reports.push(PromptReport {
-            prompt: text.clone(),
-            tokens: tokens.clone(),
-            pieces: tokens.iter().map(|&t| opened.tokenizer.piece(t)).collect(),
-            next: top(&last, args.top, &opened.tokenizer),
-        });
-        for (part, point) in parts.iter_mut().zip(&points) {
-            part.push(run.captured(*point)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?);
-        }
-        if args.logits {
-            parts[points.len()].push(logits.to_device(&Device::Cpu)?);
+    let mut points = Vec::new();
+    for name in &args.hook {
+        let point = HookPoint::resolve(name, &config)?;
+        if !points.contains(&point) {
+            points.push(point);
         }
     }
+    let bos = if args.no_bos { BosPolicy::Never } else { BosPolicy::Prepend };
+    let opened = open::open_files(&files, args.dtype, common.device)?;
+    let prompts = given.encode(&opened.tokenizer, bos, opened.model.config())?;
+    let mut results = Results { points, logits: args.logits, top: args.top, parts: Vec::new(), reports: Vec::new() };
+    results.fill(&opened, &prompts, ui)?;
     if let Some(out) = &args.out {
-        let bytes = file_bytes(&prompts, &points, parts)?;
+        let bytes = file_bytes(&prompts, &results.points, results.parts)?;
         write_atomic(out, &bytes)?;
         ui.say(format!("wrote {}", out.display()));
     }
+    let reports: Vec<PromptReport> = results.reports.into_iter().flatten().collect();
     if ui.json() {
         ui.out_json(&reports)?;
     } else {
         print(&reports, ui)?;
     }
     Ok(Outcome::Done)
+}
+
+/// What came out of the model so far, by prompt.
+struct Results {
+    points: Vec<HookPoint>,
+    logits: bool,
+    top: usize,
+    /// For every point, then for the logits: `[1, s, …]` of every prompt.
+    parts: Vec<Vec<Option<Tensor>>>,
+    reports: Vec<Option<PromptReport>>,
+}
+
+impl Results {
+    /// Runs all prompts, those of equal length together.
+    fn fill(&mut self, opened: &Opened, prompts: &[Prompt], ui: &Ui) -> Result<()> {
+        let plan = self.points.iter().fold(HookPlan::new().with_logits(), |plan, &point| plan.capture(point));
+        let kept = self.points.len() + usize::from(self.logits);
+        self.parts = vec![vec![None; prompts.len()]; kept];
+        self.reports = prompts.iter().map(|_| None).collect();
+        let progress = ui.progress();
+        if prompts.len() > 1 {
+            progress.begin("prompts", prompts.len() as u64, Unit::Items);
+        }
+        for batch in batches(prompts, opened.model.config().vocab_size) {
+            if progress.cancelled() {
+                progress.end();
+                return Err(Error::Interrupted {
+                    kept: "nothing was written".into(),
+                    resume: "run the same command again".into(),
+                });
+            }
+            let tokens: Vec<&[u32]> = batch.iter().map(|&i| prompts[i].tokens.as_slice()).collect();
+            let run = opened.model.forward(&opened.model.tokens(&tokens)?, &plan)?;
+            self.take(opened, prompts, &batch, &run)?;
+            progress.advance(batch.len() as u64);
+        }
+        if prompts.len() > 1 {
+            progress.end();
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, opened: &Opened, prompts: &[Prompt], batch: &[usize], run: &Run) -> Result<()> {
+        let logits = run.logits()?.to_device(&Device::Cpu)?;
+        let s = logits.dim(1)?;
+        let captured = self.points.iter().map(|&point| by_prompt(run.captured(point)?, batch.len(), s));
+        let mut parts = captured.collect::<Result<Vec<_>>>()?;
+        if self.logits {
+            parts.push(logits.clone());
+        }
+        for (row, &i) in batch.iter().enumerate() {
+            let Prompt { text, tokens } = &prompts[i];
+            let own = logits.get(row)?;
+            check_finite(&own, text.as_deref())?;
+            let last = own.get(tokens.len() - 1)?.to_vec1::<f32>()?;
+            self.reports[i] = Some(PromptReport {
+                prompt: text.clone(),
+                tokens: tokens.clone(),
+                pieces: tokens.iter().map(|&t| opened.tokenizer.piece(t)).collect(),
+                next: top(&last, self.top, &opened.tokenizer),
+            });
+            for (all, part) in self.parts.iter_mut().zip(&parts) {
+                all[i] = Some(part.narrow(0, row, 1)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of the prompts in groups of equal length, each small enough that its logits stay in bounds.
+fn batches(prompts: &[Prompt], vocabulary: usize) -> Vec<Vec<usize>> {
+    let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (i, prompt) in prompts.iter().enumerate() {
+        by_length.entry(prompt.tokens.len()).or_default().push(i);
+    }
+    let fitting = |length: usize| (BATCH_LOGITS / (length * vocabulary).max(1)).clamp(1, BATCH_PROMPTS);
+    by_length.iter().flat_map(|(&length, all)| all.chunks(fitting(length)).map(<[usize]>::to_vec)).collect()
+}
+
+/// A capture as `[b, s, …]` in f32 on the CPU. Norms of single heads arrive with sequences, positions and heads on one
+/// axis, `[b·s·H, h]`, as TransformerLens has them.
+fn by_prompt(captured: &Tensor, b: usize, s: usize) -> Result<Tensor> {
+    let captured = captured.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+    match *captured.dims() {
+        [rows, width] if (rows, width) != (b, s) => Ok(captured.reshape((b, s, rows / (b * s).max(1), width))?),
+        _ => Ok(captured),
+    }
 }
 
 fn check_finite(logits: &Tensor, prompt: Option<&str>) -> Result<()> {
@@ -120,25 +198,18 @@ fn check_finite(logits: &Tensor, prompt: Option<&str>) -> Result<()> {
     })
 }
 
-type Prompt = (Option<String>, Vec<u32>);
-
-fn encode(args: &Args, opened: &Opened) -> Result<Vec<Prompt>> {
-    if let Some(tokens) = &args.tokens {
-        open::check_length(tokens, opened.model.config())?;
-        return Ok(vec![(None, tokens.clone())]);
-    }
-    let bos = if args.no_bos { BosPolicy::Never } else { BosPolicy::Prepend };
-    args.prompt.iter().map(|text| Ok((Some(text.clone()), open::encode_prompt(opened, text, bos)?))).collect()
-}
-
 fn top(logits: &[f32], n: usize, tokenizer: &Tokenizer) -> Vec<NextToken> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|l| f64::from(l - largest).exp()).sum();
+    let better = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    if 0 < n && n < order.len() {
+        order.select_nth_unstable_by(n - 1, better);
+    }
+    order.truncate(n);
+    order.sort_by(better);
     order
         .into_iter()
-        .take(n)
         .map(|i| NextToken {
             id: i as u32,
             token: tokenizer.piece(i as u32),
@@ -149,23 +220,19 @@ fn top(logits: &[f32], n: usize, tokenizer: &Tokenizer) -> Vec<NextToken> {
 }
 
 /// The safetensors file: captures by name, then `logits`, `tokens` and `lengths`.
-fn file_bytes(prompts: &[Prompt], points: &[HookPoint], parts: Vec<Vec<Tensor>>) -> Result<Vec<u8>> {
-    let longest = prompts.iter().map(|(_, tokens)| tokens.len()).max().unwrap_or(0);
-    let lengths: Vec<u32> = prompts.iter().map(|(_, tokens)| tokens.len() as u32).collect();
-    let ids: Vec<u32> = prompts
-        .iter()
-        .flat_map(|(_, tokens)| tokens.iter().copied().chain(std::iter::repeat_n(0, longest - tokens.len())))
-        .collect();
+fn file_bytes(prompts: &[Prompt], points: &[HookPoint], parts: Vec<Vec<Option<Tensor>>>) -> Result<Vec<u8>> {
+    let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+    let lengths: Vec<u32> = prompts.iter().map(|prompt| prompt.tokens.len() as u32).collect();
+    let padding = |tokens: &[u32]| std::iter::repeat_n(0, longest - tokens.len());
+    let ids: Vec<u32> =
+        prompts.iter().flat_map(|Prompt { tokens, .. }| tokens.iter().copied().chain(padding(tokens))).collect();
     let mut tensors: HashMap<String, Tensor> = HashMap::new();
     tensors.insert("tokens".into(), Tensor::from_vec(ids, (prompts.len(), longest), &Device::Cpu)?);
     tensors.insert("lengths".into(), Tensor::from_vec(lengths, prompts.len(), &Device::Cpu)?);
     let names = points.iter().map(ToString::to_string).chain(["logits".to_owned()]);
     let sites = points.iter().map(|p| Some(p.site)).chain([None]);
     for ((name, site), part) in names.zip(sites).zip(parts) {
-        if part.is_empty() {
-            continue;
-        }
-        let padded = part.iter().map(|t| pad(t, site, longest)).collect::<Result<Vec<_>>>()?;
+        let padded = part.iter().flatten().map(|t| pad(t, site, longest)).collect::<Result<Vec<_>>>()?;
         tensors.insert(name, Tensor::cat(&padded, 0)?);
     }
     let serialised = safetensors::serialize(&tensors, None);

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::gguf::is_gguf;
 use super::hub::ModelFiles;
 use crate::base::artifact::read_json;
 use crate::base::{Error, Result};
@@ -11,6 +12,8 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+const BIN: &str = "pytorch_model.bin";
+const BIN_INDEX: &str = "pytorch_model.bin.index.json";
 
 const PARTIAL_SUFFIXES: [&str; 4] = [".incomplete", ".part", ".crdownload", ".aria2"];
 
@@ -20,12 +23,12 @@ const PARTIAL_SUFFIXES: [&str; 4] = [".incomplete", ".part", ".crdownload", ".ar
 /// `Missing` for an absent file, `Malformed` for an empty or half-downloaded one and for a broken index.
 pub(super) fn in_directory(reference: &str, dir: &Path) -> Result<ModelFiles> {
     refuse_partial_downloads(dir)?;
+    if let Some(file) = only_gguf(dir)? {
+        return gguf_file(reference, &file);
+    }
     let required = |name: &str| present(dir, name)?.ok_or_else(|| missing(dir, name));
     let config = required(CONFIG)?;
-    let weights = match present(dir, INDEX)? {
-        Some(index) => shards_of(&index)?.iter().map(|shard| required(shard)).collect::<Result<Vec<_>>>()?,
-        None => vec![required(WEIGHTS)?],
-    };
+    let weights = weights(|name| present(dir, name), |name| missing(dir, name))?;
     Ok(ModelFiles {
         dir_or_name: reference.into(),
         config,
@@ -34,6 +37,86 @@ pub(super) fn in_directory(reference: &str, dir: &Path) -> Result<ModelFiles> {
         generation_config: present(dir, "generation_config.json")?,
         weights,
     })
+}
+
+/// The files of the model in the GGUF file `path`: the file itself for everything, and the parts it was split into.
+///
+/// # Errors
+/// `Missing` when a part is absent.
+pub(super) fn gguf_file(reference: &str, path: &Path) -> Result<ModelFiles> {
+    let parts = split_of(path).unwrap_or_else(|| vec![path.to_owned()]);
+    if let Some(part) = parts.iter().find(|part| !part.is_file()) {
+        return Err(Error::Missing {
+            what: "part of a GGUF file",
+            path: part.clone(),
+            expected: format!("all {} parts in one directory", parts.len()),
+            remedy: "download the missing part, and name the first one".into(),
+        });
+    }
+    let first = parts.first().cloned().unwrap_or_default();
+    Ok(ModelFiles {
+        dir_or_name: reference.into(),
+        config: first.clone(),
+        tokenizer: first,
+        tokenizer_config: None,
+        generation_config: None,
+        weights: parts,
+    })
+}
+
+/// The parts of a model that llama.cpp split into `NAME-00001-of-00003.gguf` and so on.
+fn split_of(path: &Path) -> Option<Vec<PathBuf>> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+    let (rest, count) = name.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(number) || !digits(count) {
+        return None;
+    }
+    let parts = 1..=count.parse::<usize>().ok()?;
+    Some(parts.map(|n| path.with_file_name(format!("{stem}-{n:05}-of-{count}.gguf"))).collect())
+}
+
+/// The GGUF file that `dir` holds in place of other weights, or its first part.
+fn only_gguf(dir: &Path) -> Result<Option<PathBuf>> {
+    let exists = |name: &&str| dir.join(name).exists();
+    if [WEIGHTS, INDEX, BIN, BIN_INDEX].iter().any(exists) {
+        return Ok(None);
+    }
+    let files = std::fs::read_dir(dir).map_err(Error::io("list the model directory", dir))?;
+    let mut files: Vec<PathBuf> = files.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
+    files.sort();
+    let Some(first) = files.first() else { return Ok(None) };
+    match split_of(first).unwrap_or_else(|| vec![first.clone()]) {
+        parts if files.iter().all(|file| parts.contains(file)) => Ok(Some(first.clone())),
+        _ => Err(Error::Malformed {
+            what: "model directory",
+            path: dir.into(),
+            expected: "one model".into(),
+            found: format!("{} GGUF files and no other weights", files.len()),
+            remedy: format!("name one of them, such as {}", first.display()),
+        }),
+    }
+}
+
+/// The weight files of a model in the order of their names: safetensors where the model has them, else PyTorch's.
+/// `find` gives the local path of a file, `lacks` the error for one that should be there.
+///
+/// # Errors
+/// Those of `find` and `lacks`; `Malformed` for a broken index.
+pub(super) fn weights(
+    find: impl Fn(&str) -> Result<Option<PathBuf>>,
+    lacks: impl Fn(&str) -> Error,
+) -> Result<Vec<PathBuf>> {
+    for (index, single) in [(INDEX, WEIGHTS), (BIN_INDEX, BIN)] {
+        if let Some(index) = find(index)? {
+            return shards_of(&index)?.iter().map(|shard| find(shard)?.ok_or_else(|| lacks(shard))).collect();
+        }
+        if let Some(file) = find(single)? {
+            return Ok(vec![file]);
+        }
+    }
+    Err(lacks(WEIGHTS))
 }
 
 /// The distinct shard names in an index file, sorted.
@@ -86,10 +169,6 @@ fn missing(dir: &Path, name: &str) -> Error {
         }
         _ => ("model weights", "download the missing file, or the whole model again"),
     };
-    if name == WEIGHTS && (dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists())
-    {
-        remedy = "the directory has pytorch_model.bin; only safetensors weights are read, so convert it first";
-    }
     if has_partial(&dir.join(".cache/huggingface/download")).is_some() {
         remedy = "an 'hf download' into this directory was cut off: run it again, it goes on where it stopped";
     }
@@ -156,7 +235,7 @@ mod tests {
             (&[(TOKENIZER, "{}"), (WEIGHTS, "x")], "config.json"),
             (&[(CONFIG, "{}"), (WEIGHTS, "x")], "tokenizer.json"),
             (&[(CONFIG, "{}"), (TOKENIZER, "{}")], "model.safetensors"),
-            (&[(CONFIG, "{}"), (TOKENIZER, "{}"), ("pytorch_model.bin", "x")], "convert"),
+            (&[(CONFIG, "{}"), (TOKENIZER, "{}"), (BIN_INDEX, INDEX_OF_TWO)], "a.safetensors"),
             (&[(CONFIG, "{}"), (TOKENIZER, "{}"), (INDEX, INDEX_OF_TWO), ("a.safetensors", "x")], "b.safetensors"),
             (&[(CONFIG, "{}"), (TOKENIZER, "{}"), (WEIGHTS, "")], "empty file"),
             (
@@ -168,6 +247,38 @@ mod tests {
             let error = in_directory("m", model(files).path()).unwrap_err().to_string();
             assert!(error.contains(expected), "{expected}: {error}");
         }
+    }
+
+    #[test]
+    fn safetensors_are_preferred_to_pytorch_files_and_one_file_to_none() {
+        let name = |files: &ModelFiles| files.weights[0].file_name().unwrap().to_str().unwrap().to_owned();
+        let bin = [(CONFIG, "{}"), (TOKENIZER, "{}"), (BIN, "x")];
+        assert_eq!(name(&in_directory("m", model(&bin).path()).unwrap()), BIN);
+        let both = [&bin[..], &[(WEIGHTS, "x")]].concat();
+        assert_eq!(name(&in_directory("m", model(&both).path()).unwrap()), WEIGHTS);
+        let shards = [&bin[..], &[(BIN_INDEX, INDEX_OF_TWO), ("a.safetensors", "x"), ("b.safetensors", "x")]].concat();
+        assert_eq!(in_directory("m", model(&shards).path()).unwrap().weights.len(), 2);
+    }
+
+    #[test]
+    fn a_gguf_file_is_the_whole_model_and_gives_way_to_other_weights() {
+        let name = |n| ["x-00001-of-00002.gguf", "x-00002-of-00002.gguf"][n];
+        let dir = model(&[("x.gguf", "GGUF"), ("notes.gguf", "not one")]);
+        let files = in_directory("m", dir.path()).unwrap();
+        assert_eq!(files.config, dir.path().join("x.gguf"));
+        assert_eq!((&files.tokenizer, files.weights.as_slice()), (&files.config, [files.config.clone()].as_slice()));
+
+        let dir = model(&[(name(1), "GGUF"), (name(0), "GGUF")]);
+        let files = in_directory("m", dir.path()).unwrap();
+        assert_eq!(files.weights, [dir.path().join(name(0)), dir.path().join(name(1))]);
+        std::fs::remove_file(dir.path().join(name(0))).unwrap();
+        let error = in_directory("m", dir.path()).unwrap_err().to_string();
+        assert!(error.contains(name(0)), "{error}");
+
+        let error = in_directory("m", model(&[("a.gguf", "GGUF"), ("b.gguf", "GGUF")]).path()).unwrap_err().to_string();
+        assert!(error.contains("2 GGUF files") && error.contains("a.gguf"), "{error}");
+        let both = model(&[("x.gguf", "GGUF"), (CONFIG, "{}"), (TOKENIZER, "{}"), (WEIGHTS, "x")]);
+        assert_eq!(in_directory("m", both.path()).unwrap().weights, [both.path().join(WEIGHTS)]);
     }
 
     #[test]

@@ -3,10 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use hf_hub::RepoType;
-
 use super::corpus::Format;
-use super::hub::{Hub, HubName, HubSettings};
+use super::hub::{Hub, HubName, HubSettings, RepoKind};
 use crate::base::{Error, Progress, Result};
 
 /// The files behind one `--data` value: a file, every data file of a directory in the order of names, or a hub
@@ -59,21 +57,33 @@ pub fn locate_dataset(reference: &str, progress: &dyn Progress) -> Result<Vec<Pa
 /// `Flag` when the reference is malformed or several subsets would be mixed.
 pub fn locate_dataset_with(settings: &HubSettings, reference: &str, progress: &dyn Progress) -> Result<Vec<PathBuf>> {
     let name = HubName::parse("--data", reference)?;
-    let mut hub = Hub::new(settings, &name, RepoType::Dataset, progress);
+    let mut hub = Hub::new(settings, &name, RepoKind::Dataset, progress)?;
     if settings.offline {
-        let dir = hub.snapshot().ok_or_else(|| hub.offline("every file"))?;
-        let names: Vec<String> = walk(&dir, 4)
-            .iter()
-            .filter_map(|p| Some(p.strip_prefix(&dir).ok()?.to_str()?.replace('\\', "/")))
-            .collect();
-        let chosen = choose(&names, &name)?;
-        if chosen.is_empty() {
-            return Err(hub.offline("a data file"));
-        }
-        return Ok(chosen.iter().map(|name| dir.join(name)).collect());
+        return cached_dataset(&hub, &name)?.ok_or_else(|| hub.offline("a data file"));
     }
-    let names = hub.pin()?.ok_or_else(|| hub.lacks("the list of files"))?;
-    let chosen = choose(&names, &name)?;
+    let listing = match hub.pin() {
+        Err(error @ Error::Hub { .. }) => {
+            let Some(files) = cached_dataset(&hub, &name)? else { return Err(error) };
+            hub.warn_unasked(&error);
+            return Ok(files);
+        }
+        listing => listing?,
+    };
+    download_dataset(&hub, &name, &listing.ok_or_else(|| hub.lacks("the list of files"))?, progress)
+}
+
+/// The chosen files of the cached snapshot; `None` when it has none.
+fn cached_dataset(hub: &Hub<'_>, name: &HubName) -> Result<Option<Vec<PathBuf>>> {
+    let Some(dir) = hub.snapshot() else { return Ok(None) };
+    let names: Vec<String> =
+        walk(&dir, 4).iter().filter_map(|p| Some(p.strip_prefix(&dir).ok()?.to_str()?.replace('\\', "/"))).collect();
+    let chosen = choose(&names, name)?;
+    Ok(Some(chosen.iter().map(|name| dir.join(name)).collect()).filter(|files: &Vec<_>| !files.is_empty()))
+}
+
+fn download_dataset(hub: &Hub<'_>, name: &HubName, names: &[String], progress: &dyn Progress) -> Result<Vec<PathBuf>> {
+    let reference = &name.repo;
+    let chosen = choose(names, name)?;
     if chosen.is_empty() {
         return Err(Error::Hub {
             what: format!("the dataset {reference}"),
@@ -82,8 +92,7 @@ pub fn locate_dataset_with(settings: &HubSettings, reference: &str, progress: &d
                 .into(),
         });
     }
-    if chosen.len() > 1 {
-        let first = &chosen[0];
+    if let [first, _, ..] = chosen.as_slice() {
         progress.warn(&format!("{reference} has {} files; {reference}:{first} takes only the first", chosen.len()));
     }
     let files = chosen.iter().map(|file| hub.fetch(file)?.ok_or_else(|| hub.lacks(file))).collect::<Result<_>>()?;

@@ -3,6 +3,7 @@
 mod checkpoint;
 pub mod corpus;
 pub mod dataset;
+pub mod gguf;
 pub mod hub;
 pub mod pack;
 mod parquet;

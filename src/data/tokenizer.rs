@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::gguf::tokenizer::Built;
+use super::gguf::{self, Gguf};
 use crate::base::artifact::{hash_file, read_json};
 use crate::base::{Error, Result};
 
@@ -33,7 +35,7 @@ pub struct SpecialIds {
     pub eos: Option<u32>,
 }
 
-/// A loaded `tokenizer.json`.
+/// A loaded `tokenizer.json`, or its like out of a GGUF file.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -61,11 +63,16 @@ enum Alphabet {
 
 impl Tokenizer {
     /// Loads `tokenizer.json`, with the special tokens of `tokenizer_config.json` and those of `fallback` where
-    /// that file does not name them. Truncation and padding of the file are switched off.
+    /// that file does not name them, or the tokenizer in the metadata of a GGUF file. Truncation and padding of the
+    /// file are switched off.
     ///
     /// # Errors
-    /// `Tokenizer` when the file is no tokenizer, `Malformed` when the configuration is no JSON, `Io`.
+    /// `Tokenizer` when the file is no tokenizer, `Malformed` when the configuration is no JSON, `Io`; for GGUF files
+    /// also `Unknown` and `Unsupported`, for kinds of tokenizers that cannot be rebuilt.
     pub fn load(tokenizer: &Path, config: Option<&Path>, fallback: SpecialIds) -> Result<Self> {
+        if gguf::is_gguf(tokenizer) {
+            return Self::from_gguf(tokenizer, fallback);
+        }
         let bytes = std::fs::read(tokenizer).map_err(Error::io("read the tokenizer", tokenizer))?;
         let failed = |why: String| Error::Tokenizer { action: "load", path: tokenizer.into(), why };
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| failed(e.to_string()))?;
@@ -85,11 +92,29 @@ impl Tokenizer {
             let empty = inner.encode("", true).map_err(|e| failed(e.to_string()))?;
             bos.is_some() && empty.get_ids().first().copied() == bos
         };
+        Self::new(inner, tokenizer, hash_file(tokenizer)?, (bos, eos), adds_bos)
+    }
+
+    fn from_gguf(path: &Path, fallback: SpecialIds) -> Result<Self> {
+        let file = Gguf::open(path)?;
+        let Built { inner, bos, eos, adds_bos } = gguf::tokenizer::build(&file)?;
+        let hash = blake3::hash(&file.raw("tokenizer.")).to_hex().to_string();
+        Self::new(inner, path, hash, (bos.or(fallback.bos), eos.or(fallback.eos)), adds_bos)
+    }
+
+    fn new(
+        inner: tokenizers::Tokenizer,
+        path: &Path,
+        hash: String,
+        (bos, eos): (Option<u32>, Option<u32>),
+        adds_bos: bool,
+    ) -> Result<Self> {
         let added = inner.get_added_vocabulary().get_added_tokens_decoder();
         let special =
             added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).chain(bos).chain(eos).collect();
-        let alphabet = alphabet_of(&inner).map_err(failed)?;
-        Ok(Self { inner, path: tokenizer.into(), hash: hash_file(tokenizer)?, alphabet, bos, eos, adds_bos, special })
+        let alphabet =
+            alphabet_of(&inner).map_err(|why| Error::Tokenizer { action: "load", path: path.into(), why })?;
+        Ok(Self { inner, path: path.into(), hash, alphabet, bos, eos, adds_bos, special })
     }
 
     /// The ids of `text`, after the beginning-of-sequence token when `bos` asks for it and the tokenizer has one.
@@ -187,7 +212,7 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// BLAKE3 of `tokenizer.json`, hexadecimal.
+    /// BLAKE3 of `tokenizer.json`, or of the tokenizer's part of GGUF metadata, hexadecimal.
     pub fn hash(&self) -> &str {
         &self.hash
     }

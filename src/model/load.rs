@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 use crate::base::Result;
-use crate::base::artifact::read_json;
 
 use super::attention::{Attention, QkNorm};
 use super::block::Block;
@@ -16,17 +15,17 @@ use super::family::{self, FusedOrder, LinearOrder, MlpNames, Names, Qkv};
 use super::linear::Linear;
 use super::mlp::Mlp;
 use super::norm::Norm;
-use super::weights::Weights;
+use super::weights::{self, Weights};
 
 impl Model {
-    /// Opens a checkpoint: its `config.json` and its safetensors files.
+    /// Opens a checkpoint: its `config.json` and its weight files, or a GGUF file as both.
     ///
     /// # Errors
     /// As [`family::parse`], [`Weights::open`] and [`Model::new`].
-    pub fn open(config: &Path, weights: &[PathBuf], dtype: DType, device: &Device) -> Result<Self> {
-        let json = read_json("model configuration", config)?;
+    pub fn open(config: &Path, files: &[PathBuf], dtype: DType, device: &Device) -> Result<Self> {
+        let json = weights::read_config(config)?;
         let (model_config, names) = family::parse(&json, config)?;
-        Self::new(model_config, &names, &Weights::open(weights, dtype, device)?)
+        Self::new(model_config, &names, &Weights::open(files, dtype, device)?)
     }
 
     /// Builds a model over tensors in memory, under the names a checkpoint of that `config.json` would use. Variables

@@ -4,6 +4,7 @@ pub mod config;
 pub mod family;
 pub mod generate;
 pub mod hook;
+pub mod hook_page;
 pub mod kv_cache;
 pub mod plan;
 pub mod weights;

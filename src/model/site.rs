@@ -19,9 +19,9 @@ macro_rules! sites {
                 match self { $(Self::$variant => $name),* }
             }
 
-            /// What the tensor is.
-            pub fn doc(self) -> &'static str {
-                match self { $(Self::$variant => concat!($($doc),+).trim()),* }
+            /// What the tensor is, in a sentence: the documentation of the variant.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii()),* }
             }
 
             /// Whether the site exists once a layer or once a model.

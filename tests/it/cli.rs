@@ -41,13 +41,23 @@ fn info_shows_the_architecture_and_every_hook() {
     let cli = Cli::new();
     let text = cli.run("info demo").ok();
     assert!(text.contains("blocks.{0..3}.hook_resid_post") && text.contains("llama"), "{text}");
-    assert!(cli.run("info demo --hooks").ok().contains("blocks.3.attn.hook_pattern"));
+    assert!(!text.contains("Attention probabilities."));
+    let explained = cli.run("info demo --hooks").ok();
+    let row = explained.lines().find(|line| line.starts_with("blocks.{0..3}.attn.hook_pattern")).unwrap();
+    for cell in ["[b, H, s, S]", "[b, 4, s, S]", "Attention probabilities.", "all models"] {
+        assert!(row.contains(cell), "{cell} is not in {row}");
+    }
+    let (_, lacking) = explained.split_once("not in this model").unwrap();
+    let row = lacking.lines().find(|line| line.starts_with("hook_pos_embed")).unwrap();
+    assert!(row.contains("models with learned positions"), "{row}");
     let json = cli.run("info demo --json").json();
     assert_eq!(json["config"]["n_layers"], 4);
     assert!(json["parameters"].as_u64().unwrap() > 100_000);
     let hooks = json["hooks"].as_array().unwrap();
     let hook = hooks.iter().find(|h| h["name"] == HOOK).unwrap();
     assert_eq!((&hook["shape"], &hook["width"]), (&"[b, s, 128]".into(), &128.into()));
+    assert_eq!((&hook["axes"], &hook["meaning"]), (&"[b, s, d]".into(), &"Output of the block.".into()));
+    assert!(hooks.iter().any(|h| h["name"] == "blocks.3.attn.hook_pattern"), "every layer by its full name");
 }
 
 #[test]
@@ -94,6 +104,70 @@ fn run_ranks_next_tokens_and_writes_the_hooks_it_is_asked_for() {
     let together = file[HOOK].get(1).unwrap().narrow(0, 0, lengths[1] as usize).unwrap();
     Close(1e-5).assert("padding", alone, &together);
     assert!(cli.run_with("run demo --no-bos --json --prompt", prompts[1]).json()[0]["tokens"][0] != 1);
+}
+
+#[test]
+fn prompts_of_files_and_flags_run_as_they_would_alone() {
+    let cli = Cli::new();
+    let prompts = ["The capital of France is", "A dog is", "The capital of Spain is", "A cat is"];
+    cli.write("prompts.txt", format!("{}\n\n{}\n", prompts[1], prompts[2]));
+    cli.write("more.jsonl", format!("{{\"text\": \"{}\"}}\n", prompts[3]));
+    cli.write("ids.txt", "1 20 30\n[1, 21, 31, 41]\n1,22,32\n");
+    let hooks = "--hook blocks.2.hook_resid_post --hook blocks.0.attn.hook_pattern --logits";
+    let all = format!(
+        "run demo --json {hooks} --out all.safetensors --prompt-file prompts.txt --prompt-file more.jsonl --tokens 1,5 \
+         --tokens 1,6,7 --tokens-file ids.txt --prompt"
+    );
+    let reports = cli.run_with(&all, prompts[0]).json();
+    let reports = reports.as_array().unwrap();
+    let texts: Vec<&Value> = reports.iter().map(|r| &r["prompt"]).filter(|p| !p.is_null()).collect();
+    assert_eq!(texts, prompts);
+    let ids: Vec<&Value> = reports[4..].iter().map(|r| &r["tokens"]).collect();
+    let expected = [&[1, 5][..], &[1, 6, 7], &[1, 20, 30], &[1, 21, 31, 41], &[1, 22, 32]];
+    assert_eq!(ids, expected.iter().map(|ids| serde_json::json!(ids)).collect::<Vec<_>>().iter().collect::<Vec<_>>());
+
+    let together = tensors(&cli.path("all.safetensors"));
+    assert_eq!(together["tokens"].dim(0).unwrap(), 9);
+    let mut moved = 0.0;
+    for (i, report) in reports.iter().enumerate() {
+        let list: Vec<String> = report["tokens"].as_array().unwrap().iter().map(Value::to_string).collect();
+        cli.run(&format!("run demo {hooks} --out one.safetensors --tokens {}", list.join(","))).ok();
+        let alone = tensors(&cli.path("one.safetensors"));
+        let n = list.len();
+        for name in ["blocks.2.hook_resid_post", "blocks.0.attn.hook_pattern", "logits"] {
+            let mut ours = together[name].narrow(0, i, 1).unwrap();
+            let positions: &[usize] = if name.ends_with("pattern") { &[2, 3] } else { &[1] };
+            for &axis in positions {
+                ours = ours.narrow(axis, 0, n).unwrap();
+            }
+            Close(1e-5).assert(name, &ours, &alone[name]);
+            moved += alone[name].abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        }
+    }
+    assert!(moved > 1.0, "the values are not all zero");
+}
+
+#[test]
+fn prompts_that_cannot_be_run_are_named_with_their_line() {
+    let cli = Cli::new();
+    cli.write("empty.txt", "\n \n");
+    cli.write("words.txt", "1 2\n3 four\n");
+    cli.write("bad.jsonl", "{\"text\": \"A dog\"}\n{\"body\": \"A cat\"}\n");
+    cli.write("torn.jsonl", "{\"text\": \n");
+    cli.write("large.txt", "1 2\n1 99999\n");
+    cli.write("long.txt", format!("A dog\n{}\n", "dog ".repeat(400)));
+    cli.write("bytes.txt", [0xff, 0xfe, b'a']);
+    let run = |flags: &str| cli.run(&format!("run demo {flags}"));
+    run("--prompt-file empty.txt").error(&["prompt file", "empty.txt", "an empty file"]);
+    run("--tokens-file empty.txt").error(&["token file", "an empty file"]);
+    run("--tokens-file words.txt").error(&["'four' is no token id on line 2", "words.txt"]);
+    run("--prompt-file bad.jsonl").error(&["no field 'text' or 'prompt' on line 2", "bad.jsonl"]);
+    run("--prompt-file torn.jsonl").error(&["no JSON", "on line 1"]);
+    run("--tokens-file large.txt").error(&["token id 99999 in line 2 of large.txt", "vocabulary of"]);
+    run("--prompt-file long.txt").error(&["401 tokens in line 2 of long.txt", "256", "shorten"]);
+    run("--prompt-file bytes.txt").error(&["no UTF-8", "bytes.txt"]);
+    run("--prompt-file nowhere.txt").error(&["nowhere.txt", "check the path"]);
+    run("--tokens=").error(&["--tokens"]);
 }
 
 #[test]
