@@ -29,6 +29,16 @@ impl MappedBytes {
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map the file", path))?;
         Ok(Self(map))
     }
+
+    /// Takes the file's pages out of this process' memory, for callers that have copied what they need. The bytes stay
+    /// readable: they come back from the page cache when touched.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        #[expect(unsafe_code, reason = "memory advice; see the invariant below")]
+        // SAFETY: the mapping is of a file and read-only, so dropped pages are read again unchanged; nothing is lost.
+        // A refusal only means that the pages stay.
+        let _refused = unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, 0, self.0.len()) };
+    }
 }
 
 impl std::ops::Deref for MappedBytes {
@@ -140,6 +150,11 @@ impl Mapped {
         self.map.get(range).unwrap_or_default()
     }
 
+    /// As [`MappedBytes::release`].
+    pub fn release(&self) {
+        self.map.release();
+    }
+
     /// Bytes in the file.
     pub fn file_len(&self) -> u64 {
         self.map.len() as u64
@@ -198,6 +213,9 @@ mod tests {
         let mapped = Mapped::open("test file", &path).unwrap();
         let back = mapped.tensor("a", DType::F32, &Device::Cpu).unwrap();
         assert_eq!(back.to_vec2::<f32>().unwrap(), [[1., 2.], [3., 4.]]);
+        mapped.release();
+        let again = mapped.tensor("a", DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(again.to_vec2::<f32>().unwrap(), [[1., 2.], [3., 4.]]);
         assert!(mapped.tensor("b", DType::F32, &Device::Cpu).unwrap_err().to_string().contains("'b'"));
         let whole = std::fs::read(&path).unwrap();
         for cut in [0, 4, 20, whole.len() - 1] {

@@ -7,7 +7,7 @@ use candle_core::{D, DType, Device, Storage, Tensor};
 use half::bf16;
 
 use crate::base::{Context, Result};
-use crate::ops::bf16::{Packed, Rows, multiply};
+use crate::ops::bf16::{Packed, Rows, multiply, product};
 use crate::ops::gemm;
 
 use super::plain;
@@ -117,11 +117,14 @@ impl Linear {
                 }
             },
         };
-        let mut y = match &self.bias {
-            Some(bias) => plain::read(bias, |bias| bias.repeat(rows.rows()))?,
-            None => vec![0.0; rows.rows() * packed.n()],
+        let y = match &self.bias {
+            Some(bias) => {
+                let mut y = plain::read(bias, |bias| bias.repeat(rows.rows()))?;
+                multiply(&mut y, rows, packed, true);
+                y
+            }
+            None => product(rows, packed),
         };
-        multiply(&mut y, rows, packed, self.bias.is_some());
         plain::tensor(y, &shape_with(like, packed.n()), like).map(Some)
     }
 

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::bf16::{Kernel, Packed, Part, Rows, panel};
+use super::bf16::{Kernel, Packed, Part, Rows, as_unset, panel};
 use super::gemm::{Matrix, multiply_here};
 use super::vector::{add_scaled, dot};
 use super::{lanes, threads};
@@ -140,7 +140,7 @@ impl Attention<'_> {
         let last = self.visible(task.first + rows - 1).end;
         let keys = last - first;
         let mut scores = vec![0.0f32; rows * keys];
-        let mut pattern = Rows::zeros(rows, last);
+        let mut pattern = Rows::unset(rows, last);
         for head in 0..self.heads {
             let memory = &memories[head * self.kv_heads / self.heads];
             self.scores(task, head, memory, first..last, &mut scores);
@@ -159,7 +159,7 @@ impl Attention<'_> {
                         lanes::round(row, &mut pattern.row_mut(i)[first..]);
                     }
                     let part = Part { rows: 0..rows, columns: 0..self.d_head, k: first..last };
-                    panel(Kernel::best(), &mut task.out[at..], width, &pattern, values, part, false);
+                    panel(Kernel::best(), as_unset(&mut task.out[at..]), width, &pattern, values, part, false);
                 }
                 Memory::InPlace => {
                     let kv_head = head * self.kv_heads / self.heads;
@@ -191,7 +191,7 @@ impl Attention<'_> {
             Memory::Packed { keys: packed, .. } => {
                 let queries = Rows::round(&queries, rows, self.d_head);
                 let part = Part { rows: 0..rows, columns: keys.clone(), k: 0..self.d_head };
-                panel(Kernel::best(), scores, keys.len(), &queries, packed, part, false);
+                panel(Kernel::best(), as_unset(scores), keys.len(), &queries, packed, part, false);
             }
             Memory::InPlace => {
                 let kv_head = head * self.kv_heads / self.heads;

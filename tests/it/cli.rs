@@ -196,7 +196,7 @@ fn a_cache_holds_both_hooks_in_plain_safetensors() {
         first["tokens"].get(0).unwrap().to_vec1::<u32>().unwrap().iter().map(u32::to_string).collect();
     assert_eq!(ids[0], "1", "the sequence begins with BOS");
     let own = Cli::new();
-    let dtype = manifest["model"]["dtype"].as_str().unwrap();
+    let dtype = manifest["settings"]["model"]["dtype"].as_str().unwrap();
     let fast = if Kernel::best().is_native() { "bf16" } else { "f32" };
     assert_eq!(dtype, fast, "the fastest number type of this machine is the default");
     own.run(&format!("run demo --tokens {} --hook {HOOK} --dtype {dtype} --out one.safetensors", ids.join(","))).ok();

@@ -74,6 +74,11 @@ pub struct Gguf {
 }
 
 impl Gguf {
+    /// As [`MappedBytes::release`].
+    pub fn release(&self) {
+        self.map.release();
+    }
+
     /// Maps `path` and reads its header.
     ///
     /// # Errors

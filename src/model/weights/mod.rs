@@ -66,7 +66,18 @@ impl Shard {
         }
     }
 
+    /// A copy of a tensor. The pages it was read from do not stay in memory beside it.
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor = self.copy(name, shape, dtype, device);
+        match self {
+            Self::Safetensors(file) => file.release(),
+            Self::PyTorch(file) => file.release(),
+            Self::Gguf(file) => file.release(),
+        }
+        tensor
+    }
+
+    fn copy(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         match self {
             Self::Safetensors(file) => {
                 let found = file.with(name, |view| Ok(view.shape().to_vec()))?;

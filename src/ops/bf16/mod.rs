@@ -5,6 +5,7 @@
 //! summed over `k` in one order, whatever the block or the number of threads. Kernels differ from each other in the
 //! last bits of f32, and the AMX machine takes the AVX-512 kernel for products of few rows.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -107,11 +108,41 @@ pub fn multiply(out: &mut [f32], lhs: &Rows, rhs: &Packed, add: bool) {
     multiply_with(Kernel::best(), out, lhs, rhs, add);
 }
 
+/// `lhs · rhs`, row-major `[rows, n]`.
+///
+/// # Panics
+/// As [`multiply`].
+pub fn product(lhs: &Rows, rhs: &Packed) -> Vec<f32> {
+    let count = lhs.rows() * rhs.n();
+    let mut out: Vec<f32> = Vec::with_capacity(count);
+    fill(Kernel::best(), &mut out.spare_capacity_mut()[..count], lhs, rhs, false);
+    #[expect(unsafe_code, reason = "zeroing what is overwritten at once takes longer than some products")]
+    // SAFETY: `fill` without `add` writes every element of the slice it is given, which are the first `count`.
+    unsafe {
+        out.set_len(count);
+    }
+    out
+}
+
 /// [`multiply`] with a kernel that this machine must have.
 ///
 /// # Panics
 /// As [`multiply`], and where the machine lacks the kernel.
 pub fn multiply_with(kernel: Kernel, out: &mut [f32], lhs: &Rows, rhs: &Packed, add: bool) {
+    fill(kernel, as_unset(out), lhs, rhs, add);
+}
+
+/// A view through which values are only written, or read where they were set before.
+pub(super) fn as_unset(out: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    #[expect(unsafe_code, reason = "a float is a float that may be unset")]
+    // SAFETY: the types have one layout, and this module only ever writes whole floats through the view.
+    unsafe {
+        &mut *(std::ptr::from_mut(out) as *mut [MaybeUninit<f32>])
+    }
+}
+
+/// [`multiply_with`] into memory that may be unset unless `add`; sets all of it.
+fn fill(kernel: Kernel, out: &mut [MaybeUninit<f32>], lhs: &Rows, rhs: &Packed, add: bool) {
     let (rows, n) = (lhs.rows(), rhs.n());
     assert_eq!(out.len(), rows * n, "a [{rows}, {n}] product");
     assert_eq!(lhs.k(), rhs.k(), "the inner width of a product");
@@ -130,7 +161,7 @@ pub fn multiply_with(kernel: Kernel, out: &mut [f32], lhs: &Rows, rhs: &Packed, 
     // Few rows are split by columns: what takes time is reading the right-hand side.
     let parts = threads::map(threads::pieces(n, BLOCK), |columns| {
         let width = columns.len();
-        let mut part = vec![0.0; rows * width];
+        let mut part = vec![MaybeUninit::uninit(); rows * width];
         if add {
             for (part, out) in part.chunks_exact_mut(width).zip(out.chunks_exact(n)) {
                 part.copy_from_slice(&out[columns.clone()]);
@@ -171,7 +202,7 @@ pub fn gated_with(kernel: Kernel, lhs: &Rows, gate: &Packed, up: &Packed, activa
         return Rows::round(&pre, rows, n);
     }
     let kernel = kernel.for_rows(rows);
-    let mut post = Rows::zeros(rows, n);
+    let mut post = Rows::unset(rows, n);
     let stride = post.stride();
     threads::split_mut(post.lines_mut(), BLOCK * stride, |first, post| {
         on_tiles(kernel, || {
@@ -185,7 +216,7 @@ pub fn gated_with(kernel: Kernel, lhs: &Rows, gate: &Packed, up: &Packed, activa
                     let next = ahead(next, block);
                     let operands = Operands { a: lhs.from(first_row, 0), stride: lhs.stride(), rows: height, b, next };
                     let mut whole = [[0.0f32; BLOCK]; BLOCK];
-                    run(kernel, operands, whole.as_flattened_mut(), BLOCK, false);
+                    run(kernel, operands, as_unset(whole.as_flattened_mut()), BLOCK, false);
                     let products = lanes::gate_block(&whole, activation);
                     let half = column / TILE % 2 * TILE;
                     for (line, product) in post[column / BLOCK..].iter_mut().step_by(stride).zip(&products).take(height)
@@ -208,7 +239,17 @@ pub(super) struct Part {
 }
 
 /// Computes `part` of `lhs · rhs` on the calling thread; `out` holds that part only, its rows `stride` floats apart.
-pub(super) fn panel(kernel: Kernel, out: &mut [f32], stride: usize, lhs: &Rows, rhs: &Packed, part: Part, add: bool) {
+///
+/// The part of `out` that it sets may be unset before, unless `add`.
+pub(super) fn panel(
+    kernel: Kernel,
+    out: &mut [MaybeUninit<f32>],
+    stride: usize,
+    lhs: &Rows,
+    rhs: &Packed,
+    part: Part,
+    add: bool,
+) {
     let Part { rows, columns, k } = part;
     assert!(rows.end <= lhs.rows() && columns.end <= rhs.n() && k.end <= rhs.k().min(lhs.k()), "a part of the whole");
     assert!(columns.start.is_multiple_of(BLOCK) && k.start.is_multiple_of(BLOCK), "whole tiles before the part");
@@ -218,7 +259,7 @@ pub(super) fn panel(kernel: Kernel, out: &mut [f32], stride: usize, lhs: &Rows, 
     }
     if k.is_empty() {
         if !add {
-            out.chunks_mut(stride).for_each(|row| row[..columns.len()].fill(0.0));
+            out.chunks_mut(stride).for_each(|row| row[..columns.len()].fill(MaybeUninit::new(0.0)));
         }
         return;
     }
@@ -254,13 +295,20 @@ pub(super) fn panel(kernel: Kernel, out: &mut [f32], stride: usize, lhs: &Rows, 
 }
 
 /// One block of at most 32 × 32 into the corner of `out`.
-fn block(kernel: Kernel, operands: Operands<'_>, out: &mut [f32], stride: usize, width: usize, add: bool) {
+fn block(
+    kernel: Kernel,
+    operands: Operands<'_>,
+    out: &mut [MaybeUninit<f32>],
+    stride: usize,
+    width: usize,
+    add: bool,
+) {
     let height = operands.rows;
     if width == BLOCK && (height == BLOCK || kernel == Kernel::Avx512) {
         return run(kernel, operands, out, stride, add);
     }
     // Blocks at the edge go through a whole one.
-    let mut whole = [[0.0f32; BLOCK]; BLOCK];
+    let mut whole = [[MaybeUninit::new(0.0f32); BLOCK]; BLOCK];
     if add {
         for (whole, out) in whole.iter_mut().zip(out.chunks(stride)).take(height) {
             whole[..width].copy_from_slice(&out[..width]);
@@ -273,7 +321,7 @@ fn block(kernel: Kernel, operands: Operands<'_>, out: &mut [f32], stride: usize,
 }
 
 /// Runs a block kernel: 32 columns of `operands.rows` rows, with AMX always 32 rows.
-fn run(kernel: Kernel, operands: Operands<'_>, out: &mut [f32], stride: usize, add: bool) {
+fn run(kernel: Kernel, operands: Operands<'_>, out: &mut [MaybeUninit<f32>], stride: usize, add: bool) {
     let k_tiles = operands.b[0].len();
     let rows = if kernel == Kernel::Amx { BLOCK } else { operands.rows };
     assert!(rows > 0 && operands.b[1].len() == k_tiles, "two columns of tiles");
@@ -284,11 +332,11 @@ fn run(kernel: Kernel, operands: Operands<'_>, out: &mut [f32], stride: usize, a
         #[expect(unsafe_code, reason = "kernels work on pointers")]
         // SAFETY: the assertions above hold all that the kernel reads and writes inside the three slices; `panel` and
         // `gated_with` run inside `on_tiles`, and a kernel is only chosen where it is available.
-        Kernel::Amx => unsafe { amx::block(operands, out.as_mut_ptr(), stride, add) },
+        Kernel::Amx => unsafe { amx::block(operands, out.as_mut_ptr().cast(), stride, add) },
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "kernels work on pointers")]
         // SAFETY: as above.
-        Kernel::Avx512 => unsafe { avx512::block(operands, out.as_mut_ptr(), stride, add) },
+        Kernel::Avx512 => unsafe { avx512::block(operands, out.as_mut_ptr().cast(), stride, add) },
         _ => unreachable!("{kernel:?} has no block kernel"),
     }
 }
@@ -308,7 +356,7 @@ fn on_tiles(kernel: Kernel, work: impl FnOnce()) {
 }
 
 /// [`panel`] in f32 by the `gemm` crate, 256 columns at a time.
-fn portable(out: &mut [f32], stride: usize, lhs: &Rows, rhs: &Packed, part: Part, add: bool) {
+fn portable(out: &mut [MaybeUninit<f32>], stride: usize, lhs: &Rows, rhs: &Packed, part: Part, add: bool) {
     const COLUMNS: usize = 8 * BLOCK;
     let Part { rows, columns, k } = part;
     let left = lhs.widen(rows.clone(), k.clone());
@@ -321,10 +369,11 @@ fn portable(out: &mut [f32], stride: usize, lhs: &Rows, rhs: &Packed, part: Part
         let at = first - columns.start;
         for (product, out) in product.chunks_exact(width).zip(out.chunks_mut(stride)) {
             let out = &mut out[at..at + width];
-            if add {
-                out.iter_mut().zip(product).for_each(|(out, product)| *out += product);
-            } else {
-                out.copy_from_slice(product);
+            for (out, &product) in out.iter_mut().zip(product) {
+                #[expect(unsafe_code, reason = "adds to what the caller set")]
+                // SAFETY: with `add` the output holds values before.
+                let before = if add { unsafe { out.assume_init() } } else { 0.0 };
+                out.write(before + product);
             }
         }
     }
@@ -380,6 +429,7 @@ mod tests {
                     let mut out = start.clone();
                     let mut go = || multiply_with(kernel, &mut out, &lhs, &packed, add);
                     if alone { threads::on_this_thread(go) } else { go() };
+                    prop_assert!(add || kernel != Kernel::best() || alone || out == product(&lhs, &packed));
                     assert_close(&out, &expected, &format!("{kernel:?} [{m}, {k}, {n}]"));
                 }
             }
@@ -412,7 +462,7 @@ mod tests {
         let (k, n) = (45, 37);
         let weight: Vec<u16> = (0..k * n).map(|i| i as u16).collect();
         let rows = |values: &[u16], rows, k| {
-            let mut out = Rows::zeros(rows, k);
+            let mut out = Rows::unset(rows, k);
             (0..rows).for_each(|i| out.row_mut(i).copy_from_slice(&values[i * k..(i + 1) * k]));
             out
         };

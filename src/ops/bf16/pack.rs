@@ -1,5 +1,6 @@
 //! The two sides of a bf16 product, laid out as the kernels read them.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use half::bf16;
@@ -17,10 +18,39 @@ pub struct Rows {
     k: usize,
 }
 
+thread_local! {
+    /// Buffers of rows that are gone: a layer makes the same few again, and fresh memory costs more than the rounding.
+    static SPARE: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Buffers kept a thread.
+const SPARES: usize = 4;
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        // A thread that ends has no spares any more.
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < SPARES {
+                spare.push(lines);
+            }
+        });
+    }
+}
+
 impl Rows {
-    /// `[rows, k]` of zeros.
-    pub fn zeros(rows: usize, k: usize) -> Self {
-        Self { lines: vec![ZERO; rows.next_multiple_of(BLOCK) * k.div_ceil(BLOCK)], height: rows, k }
+    /// `[rows, k]` whose values are whatever a buffer held before, with padding of zeros: whoever makes rows writes
+    /// all that its reader will read.
+    pub(in crate::ops) fn unset(rows: usize, k: usize) -> Self {
+        let stride = k.div_ceil(BLOCK);
+        let mut lines = SPARE.with(|spare| spare.borrow_mut().pop()).unwrap_or_default();
+        lines.resize(rows.next_multiple_of(BLOCK) * stride, ZERO);
+        lines[rows * stride..].fill(ZERO);
+        if !k.is_multiple_of(BLOCK) {
+            lines.iter_mut().skip(stride - 1).step_by(stride).for_each(|line| line.0[k % BLOCK..].fill(0));
+        }
+        Self { lines, height: rows, k }
     }
 
     /// Rounds row-major `[rows, k]` to the nearest bf16, ties to even.
@@ -37,7 +67,7 @@ impl Rows {
     /// # Panics
     /// When the last row ends outside `values`: a defect of the caller.
     pub fn round_strided(values: &[f32], rows: usize, k: usize, stride: usize) -> Self {
-        let mut out = Self::zeros(rows, k);
+        let mut out = Self::unset(rows, k);
         if k > 0 {
             let lines = out.stride();
             threads::split_mut(&mut out.lines[..rows * lines], lines, |first, piece| {
@@ -66,7 +96,7 @@ impl Rows {
         &flat(&self.lines[i * stride..(i + 1) * stride])[..self.k]
     }
 
-    /// The bits of row `i`, padding left out. Whoever writes a row writes all that its reader will read.
+    /// The bits of row `i`, padding left out.
     pub fn row_mut(&mut self, i: usize) -> &mut [u16] {
         let stride = self.stride();
         &mut flat_mut(&mut self.lines[i * stride..(i + 1) * stride])[..self.k]

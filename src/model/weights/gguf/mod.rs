@@ -132,6 +132,11 @@ impl GgufFile {
         self.names.iter().filter_map(entry).collect()
     }
 
+    /// As [`crate::base::mapped::MappedBytes::release`].
+    pub(super) fn release(&self) {
+        self.file.release();
+    }
+
     /// Tensor `name`, which must have `shape`, as `dtype`.
     ///
     /// # Errors

@@ -70,6 +70,11 @@ impl PyTorchFile {
         self.views.iter().map(entry).collect()
     }
 
+    /// As [`MappedBytes::release`].
+    pub(super) fn release(&self) {
+        self.map.release();
+    }
+
     /// Tensor `name`, which must have `shape`, as `dtype`.
     ///
     /// # Errors
