@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::base::artifact::write_atomic;
 use crate::base::{Context, DtypeChoice, Error, Result};
 use crate::data::tokenizer::{BosPolicy, Tokenizer};
+use crate::model::hook::Axes;
 use crate::model::{HookPlan, HookPoint, Site};
 
 use super::open::{self, Opened};
@@ -165,7 +166,8 @@ fn file_bytes(prompts: &[Prompt], points: &[HookPoint], parts: Vec<Vec<Tensor>>)
         if part.is_empty() {
             continue;
         }
-        let padded = part.iter().map(|t| pad(t, site, longest)).collect::<Result<Vec<_>>>()?;
+        let padded = part.iter().zip(prompts).map(|(t, (_, tokens))| pad(t, site, longest, tokens.len()));
+        let padded = padded.collect::<Result<Vec<_>>>()?;
         tensors.insert(name, Tensor::cat(&padded, 0)?);
     }
     let serialised = safetensors::serialize(&tensors, None);
@@ -176,16 +178,24 @@ fn file_bytes(prompts: &[Prompt], points: &[HookPoint], parts: Vec<Vec<Tensor>>)
     })
 }
 
-/// `t` with zeros after its last position, on both position axes of attention patterns.
-fn pad(t: &Tensor, site: Option<Site>, length: usize) -> Result<Tensor> {
+/// `t` of one prompt with zeros after its last position, on both position axes of attention patterns. Rows of heads get
+/// their position axis back, `[1, positions, heads, …]`.
+fn pad(t: &Tensor, site: Option<Site>, length: usize, positions: usize) -> Result<Tensor> {
+    let during = || "padding prompts to one length".to_owned();
     let axes: &[usize] = match site {
         Some(Site::AttnScores | Site::AttnPattern) => &[2, 3],
         _ => &[1],
     };
-    let mut padded = t.clone();
+    let rows = [Axes::QueryRowScale, Axes::QueryRows, Axes::KeyRowScale, Axes::KeyRows];
+    let mut padded = match site {
+        Some(site) if t.rank() == 2 && rows.contains(&site.axes()) => {
+            t.reshape((1, positions, (), t.dim(1).during(during)?)).during(during)?
+        }
+        _ => t.clone(),
+    };
     for &axis in axes {
-        let missing = length - t.dim(axis)?;
-        padded = padded.pad_with_zeros(axis, 0, missing).during(|| "padding prompts to one length".into())?;
+        let missing = length - padded.dim(axis)?;
+        padded = padded.pad_with_zeros(axis, 0, missing).during(during)?;
     }
     Ok(padded)
 }

@@ -9,6 +9,7 @@ pub mod plan;
 pub mod weights;
 
 mod attention;
+mod axes;
 mod block;
 mod decoder;
 mod linear;
@@ -19,6 +20,7 @@ mod norm;
 mod pass;
 mod position;
 mod rotary;
+mod shape;
 mod site;
 mod tap;
 

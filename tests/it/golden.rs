@@ -36,12 +36,22 @@ pub(crate) fn open(name: &str) -> Model {
 
 /// The weights of a checkpoint under another configuration.
 pub(crate) fn open_with(name: &str, config: &Path) -> mechinterp::base::Result<Model> {
+    Model::open(config, &weight_files(name), DType::F32, &Device::Cpu)
+}
+
+/// `config.json` of a checkpoint.
+pub(crate) fn config_path(name: &str) -> PathBuf {
+    dir(name).join("config.json")
+}
+
+/// The files with a checkpoint's weights, in order.
+pub(crate) fn weight_files(name: &str) -> Vec<PathBuf> {
     let files = std::fs::read_dir(dir(name)).unwrap().map(|entry| entry.unwrap().path());
     let is_weights =
         |p: &PathBuf| p.extension().unwrap() == "safetensors" && p.file_name().unwrap() != "golden.safetensors";
     let mut weights: Vec<PathBuf> = files.filter(is_weights).collect();
     weights.sort();
-    Model::open(config, &weights, DType::F32, &Device::Cpu)
+    weights
 }
 
 impl Golden {
