@@ -82,6 +82,8 @@ fn hook_row(name: String, site: Site, config: &ModelConfig) -> HookRow {
         ("H", config.n_heads),
         ("K", config.n_key_value_heads),
         ("h", config.d_head),
+        ("E", config.mlp.experts.map_or(0, |e| e.count)),
+        ("k", config.mlp.experts.map_or(0, |e| e.active)),
     ];
     let number =
         |letter: &str| values.iter().find(|(l, _)| *l == letter).map_or(letter.to_owned(), |(_, n)| n.to_string());
@@ -119,7 +121,7 @@ fn print(report: &Report<'_>, all_hooks: bool, ui: &Ui) -> Result<()> {
         ("layers", c.n_layers.to_string()),
         ("d_model", c.d_model.to_string()),
         ("attention", heads),
-        (mlp, format!("{} wide, {}", c.mlp.d_mlp, json_name(&c.mlp.activation))),
+        (mlp, format!("{}{} wide, {}", experts(c), c.mlp.d_mlp, json_name(&c.mlp.activation))),
         ("norm", format!("{}, eps {:e}", json_tag(&c.norm, "kind"), c.norm.eps())),
         ("position", json_tag(&c.position, "kind")),
         ("vocabulary", thousands(c.vocab_size as u64)),
@@ -145,6 +147,10 @@ fn print(report: &Report<'_>, all_hooks: bool, ui: &Ui) -> Result<()> {
     }
     ui.out(table)?;
     ui.out(paint(DIM, "b sequences, s positions, S positions with cached ones"))
+}
+
+fn experts(config: &ModelConfig) -> String {
+    config.mlp.experts.map_or(String::new(), |e| format!("{} of {} experts, each ", e.active, e.count))
 }
 
 fn plural(n: usize, noun: &str) -> String {

@@ -178,17 +178,17 @@ fn file_bytes(prompts: &[Prompt], points: &[HookPoint], parts: Vec<Vec<Tensor>>)
     })
 }
 
-/// `t` of one prompt with zeros after its last position, on both position axes of attention patterns. Rows of heads get
-/// their position axis back, `[1, positions, heads, …]`.
+/// `t` of one prompt with zeros after its last position, on both position axes of attention patterns. Rows get their
+/// position axis back, `[1, positions, …]`.
 fn pad(t: &Tensor, site: Option<Site>, length: usize, positions: usize) -> Result<Tensor> {
     let during = || "padding prompts to one length".to_owned();
     let axes: &[usize] = match site {
         Some(Site::AttnScores | Site::AttnPattern) => &[2, 3],
         _ => &[1],
     };
-    let rows = [Axes::QueryRowScale, Axes::QueryRows, Axes::KeyRowScale, Axes::KeyRows];
-    let mut padded = match site {
-        Some(site) if t.rank() == 2 && rows.contains(&site.axes()) => {
+    let mut padded = match site.map(Site::axes) {
+        Some(Axes::ExpertRows | Axes::ActiveExpertRows) => t.unsqueeze(0).during(during)?,
+        Some(axes) if axes.are_rows() && t.rank() == 2 => {
             t.reshape((1, positions, (), t.dim(1).during(during)?)).during(during)?
         }
         _ => t.clone(),

@@ -48,6 +48,26 @@ pub struct Mlp {
     pub activation: Activation,
     /// Whether its projections have biases.
     pub bias: bool,
+    /// The mixture, where each position goes through a few MLPs of this kind out of many.
+    pub experts: Option<Experts>,
+}
+
+/// A mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Experts {
+    /// Experts of a block, `E`.
+    pub count: usize,
+    /// Experts a position goes through, `k`.
+    pub active: usize,
+    /// Whether the weights of these are divided by their sum.
+    pub normalise: bool,
+    /// Inner width of an expert that all positions go through.
+    pub shared_width: Option<usize>,
+}
+
+impl Experts {
+    /// A single expert, which is no mixture.
+    pub const ONE: Self = Self { count: 1, active: 1, normalise: false, shared_width: None };
 }
 
 /// What happens to queries, keys and scores besides position.
@@ -185,6 +205,11 @@ impl ModelConfig {
         }
         if self.windows.contains(&Some(0)) {
             return Err(bad_shape("a sliding window of zero".into()));
+        }
+        if let Some(experts) = self.mlp.experts
+            && !(1..=experts.count).contains(&experts.active)
+        {
+            return Err(bad_shape(format!("{} active experts of {}", experts.active, experts.count)));
         }
         self.validate_rotations()?;
         Ok(self)

@@ -12,6 +12,7 @@ mod attention;
 mod axes;
 mod block;
 mod decoder;
+mod experts;
 mod linear;
 mod load;
 mod mlp;

@@ -37,8 +37,32 @@ pub enum Axes {
     KeyHeadResidual,
     /// `[b, s, m]`
     Inner,
+    /// `[b·s, E]`
+    ExpertRows,
+    /// `[b·s, k]`
+    ActiveExpertRows,
     /// `[b, s, v]`
     Vocabulary,
+}
+
+impl Axes {
+    /// Whether sequences and positions share the first axis with heads, if any.
+    pub fn are_rows(self) -> bool {
+        matches!(
+            self,
+            Self::QueryRowScale
+                | Self::QueryRows
+                | Self::KeyRowScale
+                | Self::KeyRows
+                | Self::ExpertRows
+                | Self::ActiveExpertRows
+        )
+    }
+
+    /// Whether the values are whole numbers that name something.
+    pub fn are_names(self) -> bool {
+        matches!(self, Self::Tokens | Self::ActiveExpertRows)
+    }
 }
 
 impl fmt::Display for Axes {
@@ -60,6 +84,8 @@ impl fmt::Display for Axes {
             Self::HeadResidual => "[b, s, H, d]",
             Self::KeyHeadResidual => "[b, s, K, d]",
             Self::Inner => "[b, s, m]",
+            Self::ExpertRows => "[b·s, E]",
+            Self::ActiveExpertRows => "[b·s, k]",
             Self::Vocabulary => "[b, s, v]",
         })
     }

@@ -23,13 +23,17 @@ mod layers;
 mod llama;
 mod llama_like;
 mod mistral;
+mod mixtral;
 mod olmo;
 mod olmo2;
+mod olmoe;
 mod opt;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod rope;
 mod smollm3;
 mod stablelm;
@@ -83,6 +87,8 @@ pub enum MlpNames {
         /// The projection out.
         down: &'static str,
     },
+    /// A mixture of gated MLPs.
+    Experts(ExpertNames),
     /// Gate and up in one tensor, the gate first.
     FusedGate {
         /// Both projections in.
@@ -90,6 +96,19 @@ pub enum MlpNames {
         /// The projection out.
         down: &'static str,
     },
+}
+
+/// The names of a mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertNames {
+    /// The projection to the experts' weights.
+    pub router: &'static str,
+    /// What stands before an expert's number.
+    pub experts: &'static str,
+    /// Gate, up and down of one expert.
+    pub projections: [&'static str; 3],
+    /// The shared expert and the projection to its weight.
+    pub shared: Option<[&'static str; 2]>,
 }
 
 /// The names of a family's tensors. Names inside a block follow `block` and the layer number.
@@ -171,6 +190,10 @@ families! {
     "stablelm" stablelm::parse,
     "starcoder2" starcoder2::parse,
     "granite" granite::parse,
+    "mixtral" mixtral::parse,
+    "qwen2_moe" qwen2_moe::parse,
+    "qwen3_moe" qwen3_moe::parse,
+    "olmoe" olmoe::parse,
 }
 
 /// Reads a parsed `config.json`. `path` is named in errors.
