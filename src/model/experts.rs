@@ -22,7 +22,7 @@ use super::tap::Tap;
 pub(crate) struct Experts {
     pub(super) layer: usize,
     pub(super) router: Linear,
-    pub(super) experts: Vec<Gated>,
+    pub(super) all: Vec<Gated>,
     /// Experts a position goes through.
     pub(super) active: usize,
     /// Whether the weights of these are divided by their sum.
@@ -59,7 +59,7 @@ impl Experts {
     fn mixture(&self, rows: &Tensor, chosen: &[u32], weights: &Tensor) -> Result<Tensor> {
         let d = rows.dim(1)?;
         let mut y = rows.zeros_like()?;
-        for (e, expert) in self.experts.iter().enumerate() {
+        for (e, expert) in self.all.iter().enumerate() {
             let places: Vec<u32> = (0..chosen.len()).filter(|&i| chosen[i] as usize == e).map(|i| i as u32).collect();
             if places.is_empty() {
                 continue;

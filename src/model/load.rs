@@ -244,7 +244,7 @@ impl Loader<'_> {
                 down: load(down, width, d_model)?,
             })
         };
-        let experts = (0..count)
+        let all = (0..count)
             .map(|e| gated(&self.in_block(layer, &format!("{}.{e}", names.experts)), mlp.d_mlp))
             .collect::<Result<_>>()?;
         let shared = match (shared_width, names.shared) {
@@ -255,7 +255,7 @@ impl Loader<'_> {
             _ => None,
         };
         let router = self.linear(&self.in_block(layer, names.router), d_model, count, false)?;
-        Ok(Mlp::Experts(Experts { layer, router, experts, active, normalise, shared }))
+        Ok(Mlp::Experts(Experts { layer, router, all, active, normalise, shared }))
     }
 
     fn linear(&self, name: &str, d_in: usize, d_out: usize, bias: bool) -> Result<Linear> {

@@ -18,7 +18,7 @@ pub(crate) struct Golden {
 
 /// The names of all checkpoints.
 pub(crate) fn names() -> Vec<String> {
-    let entries = std::fs::read_dir(models()).unwrap();
+    let entries = FOLDERS.iter().flat_map(|folder| std::fs::read_dir(goldens().join(folder)).unwrap());
     let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
@@ -108,10 +108,14 @@ fn complete(values: &mut BTreeMap<String, Tensor>, tokens: &Tensor, logits: &Ten
     values.entry(Site::UnembedOut.name().into()).or_insert_with(|| logits.clone());
 }
 
-fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models")
+/// Mixtures of experts have a folder of their own.
+const FOLDERS: [&str; 2] = ["models", "mixtures"];
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
 fn dir(name: &str) -> PathBuf {
-    models().join(name)
+    let mut folders = FOLDERS.iter().map(|folder| goldens().join(folder).join(name));
+    folders.find(|dir| dir.is_dir()).unwrap_or_else(|| panic!("no checkpoint {name}"))
 }

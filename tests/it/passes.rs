@@ -41,16 +41,18 @@ fn gradients_reach_every_weight_and_predict_small_changes() {
         let before = loss(&model, &tokens);
         let gradients = before.backward().unwrap();
         let before = f64::from(before.to_scalar::<f32>().unwrap());
-        let (mut predicted, mut reached) = (0.0, 0);
+        let (mut predicted, mut reached, mut through_experts) = (0.0, 0, false);
         for (tensor, variable) in &variables {
             // Masks that old files carry, and the eyes of multimodal models.
             let unused = ["vision_", "multi_modal", "attn.bias", "attention.bias", "masked_bias", "inv_freq"];
-            let used = !unused.iter().any(|part| tensor.contains(part));
+            // No token may go through an expert.
+            let used = !unused.iter().any(|part| tensor.contains(part)) && !tensor.contains(".experts.");
             let Some(gradient) = gradients.get(variable) else {
                 assert!(!used, "{name}: no gradient reaches {tensor}");
                 continue;
             };
             reached += 1;
+            through_experts |= tensor.contains(".experts.");
             // A step that lowers the loss, sized so that it is small in every model.
             let squared = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
             assert!(squared.is_finite(), "{name}: gradient of {tensor}");
@@ -59,6 +61,7 @@ fn gradients_reach_every_weight_and_predict_small_changes() {
             variable.set(&(variable.as_tensor() - (gradient * rate).unwrap()).unwrap()).unwrap();
         }
         assert!(reached > 10, "{name}: {reached} gradients");
+        assert_eq!(through_experts, model.config().mlp.experts.is_some(), "{name}");
         let after = f64::from(loss(&from_variables(&name, &variables), &tokens).to_scalar::<f32>().unwrap());
         let change = after - before;
         assert!((change - predicted).abs() < 0.1 * predicted.abs(), "{name}: {change:.3e}, predicted {predicted:.3e}");
@@ -72,13 +75,15 @@ fn half_precision_computes_the_same_to_its_precision() {
         let config = super::golden::config_path(&name);
         let model = Model::open(&config, &weight_files(&name), DType::BF16, &Device::Cpu).unwrap();
         let plain = model.forward(&golden.tokens, &HookPlan::new().with_logits()).unwrap();
+        // Rounding sends some tokens to other experts.
+        let least = if model.config().mlp.experts.is_some() { 0.9 } else { 0.99 };
         let cosine = cosine(plain.logits().unwrap(), &golden.logits);
-        assert!(cosine > 0.99, "{name}: cosine of logits {cosine}");
+        assert!(cosine > least, "{name}: cosine of logits {cosine}");
         let everything =
             HookPoint::all(model.config()).into_iter().fold(HookPlan::new().with_logits(), HookPlan::capture);
         let hooked = model.forward(&golden.tokens, &everything).unwrap();
         let cosine = self::cosine(hooked.logits().unwrap(), plain.logits().unwrap());
-        assert!(cosine > 0.99, "{name}: cosine of hooked logits {cosine}");
+        assert!(cosine > least, "{name}: cosine of hooked logits {cosine}");
     }
 }
 
