@@ -182,6 +182,8 @@ fn batches(prompts: &[Prompt], vocabulary: usize) -> Vec<Vec<usize>> {
 fn by_prompt(captured: &Tensor, b: usize, s: usize) -> Result<Tensor> {
     let captured = captured.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
     match *captured.dims() {
+        // Experts have no heads.
+        [rows, width] if rows == b * s => Ok(captured.reshape((b, s, width))?),
         [rows, width] if (rows, width) != (b, s) => Ok(captured.reshape((b, s, rows / (b * s).max(1), width))?),
         _ => Ok(captured),
     }

@@ -98,10 +98,8 @@ impl Attention {
             Some(per_head) => linear.forward_per_head(per_head)?,
             None => linear.forward_input(whole)?.reshape((b, s, heads, ()))?,
         };
-        let y = match self.clip {
-            Some(clip) => y.clamp(-clip, clip)?,
-            None => y,
-        };
+        // Norms of queries and keys come before clipping.
+        let y = if site == Site::V || self.qk_norm.is_none() { self.clipped(y)? } else { y };
         tap.at(HookPoint::block(self.layer, site), y)
     }
 
@@ -114,7 +112,15 @@ impl Attention {
             QkNormScope::Head | QkNormScope::OwnHead => norm.forward(&x, tap, points),
             QkNormScope::Projection => Ok(norm.forward(&x.flatten_from(2)?, tap, points)?.reshape(x.shape())?),
         };
-        Ok((one(q, q_norm, q_points)?, one(k, k_norm, k_points)?))
+        let (q, k) = (one(q, q_norm, q_points)?, one(k, k_norm, k_points)?);
+        Ok((self.clipped(q)?, self.clipped(k)?))
+    }
+
+    fn clipped(&self, x: Tensor) -> Result<Tensor> {
+        Ok(match self.clip {
+            Some(clip) => x.clamp(-clip, clip)?,
+            None => x,
+        })
     }
 
     /// Rotates, and joins keys and values with those of earlier positions, `[b, positions, heads, h]`.

@@ -187,7 +187,7 @@ fn example(layout: BlockLayout) -> ModelConfig {
         position: Position::rotary(rotary, EXAMPLE_LAYERS),
         windows: vec![None; EXAMPLE_LAYERS],
         attention: Attention::plain(2),
-        mlp: Mlp { d_mlp: 4, gated: true, activation: Activation::Silu, bias: false },
+        mlp: Mlp { d_mlp: 4, gated: true, activation: Activation::Silu, bias: false, experts: None },
         embedding: Embedding::plain(4),
         residual_multiplier: 1.0,
         bos_token_id: None,

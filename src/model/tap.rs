@@ -77,8 +77,10 @@ fn kept(axes: Axes, x: &Tensor, skipped: usize) -> Result<Tensor> {
         Axes::AllKeyHeads => x.clone(),
         _ => x.narrow(position_axis, skipped, x.dim(position_axis)? - skipped)?.contiguous()?,
     };
-    let rows = matches!(axes, Axes::QueryRowScale | Axes::QueryRows | Axes::KeyRowScale | Axes::KeyRows);
-    Ok(if rows && x.rank() == 4 { x.flatten(0, 2)? } else { x })
+    // Norms of whole projections have the axes of the stream.
+    let whole =
+        matches!(axes, Axes::QueryRowScale | Axes::QueryRows | Axes::KeyRowScale | Axes::KeyRows) && x.rank() == 3;
+    Ok(if axes.are_rows() && !whole { x.flatten(0, x.rank() - 2)? } else { x })
 }
 
 /// Applies one edit to `x`, whose position axis starts at `offset` of the sequence.
@@ -129,8 +131,8 @@ fn compute(edit: &Edit, x: &Tensor) -> Result<Tensor> {
     let expand = |t: &Tensor| -> Result<Tensor> {
         let t = like_x(t)?;
         let shape: Vec<usize> = match (t.rank(), x.rank()) {
-            // Rows of heads, documented in one axis.
-            (2, 4) => x.dims().to_vec(),
+            // Rows, documented in one axis.
+            (2, 3 | 4) => x.dims().to_vec(),
             // The whole stream, for a copy of it per head.
             (3, 4) => vec![t.dim(0)?, t.dim(1)?, 1, t.dim(2)?],
             (2.., _) => t.dims().to_vec(),

@@ -204,7 +204,7 @@ fn a_pass_stops_after_the_last_point_it_needs() {
         let model = open(&name);
         let tokens = model.tokens(&[[3u32, 4, 5]]).unwrap();
         let everything = HookPoint::all(model.config());
-        for site in [Site::Z, Site::MlpPost, Site::ResidPost] {
+        for site in [Site::Z, Site::MlpHookOut, Site::ResidPost] {
             let last = HookPoint::block(0, site);
             // An edit with NaN above the captured point would poison the result if it were computed.
             let poison = Edit::new(HookPoint::block(1, Site::ResidPre), EditOp::Scale(f64::NAN));

@@ -15,4 +15,5 @@ mod identities;
 mod kill;
 mod layers;
 mod parity;
+mod passes;
 mod real_model;

@@ -11,7 +11,7 @@ use crate::close::Close;
 use crate::golden::{Golden, config_json, names, open_with};
 
 /// The families that must open.
-const FAMILIES: [&str; 21] = [
+const FAMILIES: [&str; 25] = [
     "falcon",
     "gemma",
     "gemma2",
@@ -23,13 +23,17 @@ const FAMILIES: [&str; 21] = [
     "granite",
     "llama",
     "mistral",
+    "mixtral",
     "olmo",
     "olmo2",
+    "olmoe",
     "opt",
     "phi",
     "phi3",
     "qwen2",
+    "qwen2_moe",
     "qwen3",
+    "qwen3_moe",
     "smollm3",
     "stablelm",
     "starcoder2",
