@@ -10,3 +10,4 @@ mod kill;
 mod layers;
 mod parity;
 mod real_model;
+mod weights;
