@@ -165,6 +165,7 @@ for file, (arch, config) in MODELS.items():
     config._attn_implementation = "eager"
     with tf.modeling_utils.no_init_weights():  # the initialisation of StableLM fails on norms without a bias
         model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
+    model.tie_weights()
     for parameter in model.parameters():
         parameter.copy_((torch.randn_like(parameter) * 0.3).half().float())
     tokens = torch.randint(3, V, (1, 20))
