@@ -15,7 +15,7 @@ use super::render::{BOLD, DIM, Table, Ui, paint, thousands};
 /// Arguments of `info`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Hugging Face directory, hub id, or `demo`.
+    /// Hugging Face directory, hub id, `.gguf` file, or `demo`.
     model: String,
     /// Also list every hook point of every layer by its full name.
     #[arg(long)]

@@ -18,7 +18,7 @@ use super::{Common, Outcome};
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Hugging Face directory, hub id, or `demo`.
+    /// Hugging Face directory, hub id, `.gguf` file, or `demo`.
     model: String,
     /// Text to run; repeat the flag for several prompts.
     #[arg(long, value_name = "TEXT", required_unless_present = "tokens")]

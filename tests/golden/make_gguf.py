@@ -46,7 +46,7 @@ MODELS = {
     "olmo": ("olmo", tf.OlmoConfig(**SMALL, clip_qkv=0.6)),
     "olmo2": ("olmo2", tf.Olmo2Config(**SMALL)),
     "stablelm": ("stablelm", tf.StableLmConfig(**SMALL, use_qkv_bias=True, partial_rotary_factor=0.5)),
-    "stablelm-12b": ("stablelm", tf.StableLmConfig(**SMALL, qk_layernorm=True, use_parallel_residual=True)),
+    "stablelm-12b": ("stablelm", tf.StableLmConfig(**SMALL, partial_rotary_factor=0.5, qk_layernorm=True, use_parallel_residual=True)),
     "granite": ("granite", tf.GraniteConfig(**SMALL, attention_multiplier=0.3, embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=2.0)),
     "smollm3": ("smollm3", tf.SmolLM3Config(**{**SMALL, "num_hidden_layers": 4})),
 }
@@ -134,12 +134,12 @@ def rotary_tensors(writer, arch, c):
         writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))
 
 
-def save(file, arch, c, state):
-    writer = gguf.GGUFWriter(OUT / f"{file}.gguf", arch)
-    writer.add_name(f"tiny {file}")
+def save(file, arch, c, state, split=0):
+    writer = gguf.GGUFWriter(OUT / f"{file}.gguf", arch, split_max_tensors=split)
+    writer.add_name(f"tiny {arch}")
     writer.add_bos_token_id(c.bos_token_id); writer.add_eos_token_id(c.eos_token_id)
     metadata(writer, arch, c)
-    if file == "llama":                        # with a tokenizer, as a whole model for the command line
+    if file in ("llama", "split/llama"):       # with a tokenizer, as a whole model for the command line
         tokens = ["<unk>", "<s>", "</s>", "ab", *"\u0120abcdefghijklmnopqrs"]
         writer.add_tokenizer_model("gpt2"); writer.add_tokenizer_pre("gpt-2"); writer.add_token_list(tokens)
         writer.add_token_types([2, 3, 3] + [1] * 21); writer.add_token_merges(["a b"]); writer.add_add_bos_token(True)
@@ -173,6 +173,9 @@ for file, (arch, config) in MODELS.items():
     state = {k: v for k, v in model.state_dict().items() if not k.endswith(("inv_freq", ".masked_bias", ".attn.bias"))}
     if config.tie_word_embeddings: state.pop("lm_head.weight", None)
     save(file, arch, config, state)
+    if file == "llama":
+        (OUT / "split").mkdir(exist_ok=True)
+        save("split/llama", arch, config, state, split=8)
     kept = {k: v.half().contiguous() for k, v in state.items()}
     save_file(kept | {"golden.logits": logits.contiguous(), "golden.tokens": tokens}, OUT / f"{file}.safetensors")
     (OUT / f"{file}.json").write_text(json.dumps(json.loads(config.to_json_string(use_diff=False)), indent=1, sort_keys=True) + "\n")

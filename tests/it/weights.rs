@@ -43,7 +43,7 @@ fn every_gguf_architecture_computes_what_transformers_computes() {
         if !family::KNOWN.contains(&config["model_type"].as_str().unwrap()) {
             continue;
         }
-        let model = Model::open(&file, &[file.clone()], DType::F32, &Device::Cpu).unwrap();
+        let model = Model::open(&file, std::slice::from_ref(&file), DType::F32, &Device::Cpu).unwrap();
         let reference = candle_core::safetensors::load(file.with_extension("safetensors"), &Device::Cpu).unwrap();
         let ours = logits(&model, &reference["golden.tokens"]);
         Close(1e-4).assert(&name, &ours, &reference["golden.logits"]);
@@ -67,6 +67,7 @@ fn a_gguf_file_is_a_model_under_any_name_and_in_a_directory() {
     assert_eq!(info["parameters"], expected.map(|entry| entry.shape.iter().product::<usize>()).sum::<usize>());
     let run = |model: &str| cli.run_with(&format!("run {model} --top 3 --json --prompt"), "abba sand").json();
     assert_eq!(run("sha256-0123abcd"), run("dir"));
+    assert_eq!(run("sha256-0123abcd"), run(golden("gguf/split").to_str().unwrap()), "in three parts");
     assert_eq!(run("dir")[0]["tokens"][0], 1, "the beginning-of-sequence token");
     // Other weights in the directory win.
     std::fs::copy(golden("weights/pytorch_model.bin"), cli.path("dir/pytorch_model.bin")).unwrap();
@@ -135,7 +136,10 @@ fn smollm2_computes_the_same_from_gguf_and_safetensors() {
     let scratch = tempfile::tempdir().unwrap();
     let exact = scratch.path().join("exact.gguf");
     write_exact(&dir, &exact);
-    let ours = logits(&Model::open(&exact, &[exact.clone()], DType::F32, &Device::Cpu).unwrap(), &golden["tokens"]);
+    let ours = logits(
+        &Model::open(&exact, std::slice::from_ref(&exact), DType::F32, &Device::Cpu).unwrap(),
+        &golden["tokens"],
+    );
     let theirs = logits(&open("config.json", "model.safetensors", DType::F32), &golden["tokens"]);
     Close(1e-3).assert("gguf and safetensors in f32", &ours, &theirs);
 }

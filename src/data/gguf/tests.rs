@@ -80,7 +80,7 @@ fn metadata_reads_by_type_and_says_where_it_is_wrong() {
     assert_eq!(file.f64("llama.rope.freq_base").unwrap(), Some(500.0));
     assert_eq!(file.bool("tokenizer.ggml.add_bos_token").unwrap(), Some(true));
     assert_eq!(file.texts("tokenizer.ggml.merges").unwrap(), Some(vec!["a b"]));
-    assert_eq!(file.numbers("tokenizer.ggml.token_type").unwrap().unwrap()[..3], [2.0, 3.0, 3.0]);
+    assert_eq!(file.integers("tokenizer.ggml.token_type").unwrap().unwrap()[..3], [2, 3, 3]);
     assert_eq!(file.usize("no.such.key").unwrap(), None);
     let error = file.usize("general.architecture").unwrap_err().to_string();
     assert!(error.contains("general.architecture") && error.contains("llama.gguf"), "{error}");

@@ -45,9 +45,9 @@ impl<'a> Meta<'a> {
         if !self.gguf.is_list(&key) {
             return self.gguf.usize(&key);
         }
-        let list = self.gguf.numbers(&key)?.unwrap_or_default();
-        match list.first() {
-            Some(&first) if list.iter().all(|&n| n == first) && first >= 0.0 => Ok(Some(first as usize)),
+        let list = self.gguf.integers(&key)?.unwrap_or_default();
+        match list.first().and_then(|&first| usize::try_from(first).ok()) {
+            Some(first) if list.windows(2).all(|pair| pair.first() == pair.last()) => Ok(Some(first)),
             _ => Err(unsupported(self.gguf, &format!("its layers differ in '{key}'"))),
         }
     }
