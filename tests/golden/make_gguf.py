@@ -36,7 +36,7 @@ MODELS = {
                                              rope_scaling=dict(rope_type="linear", factor=4.0))),
     "phi2": ("phi2", tf.PhiConfig(**SMALL, partial_rotary_factor=0.5)),
     "phi3": ("phi3", tf.Phi3Config(**SMALL, original_max_position_embeddings=16, rope_scaling=LONG, partial_rotary_factor=0.5)),
-    "gptneox": ("gptneox", tf.GPTNeoXConfig(**SMALL, rotary_pct=0.5)),
+    "gptneox": ("gptneox", tf.GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, rotary_pct=0.5)),
     "gpt2": ("gpt2", tf.GPT2Config(vocab_size=V, n_positions=C, n_embd=D, n_layer=L, n_head=H, bos_token_id=1, eos_token_id=2)),
     "falcon": ("falcon", tf.FalconConfig(vocab_size=V, hidden_size=D, num_hidden_layers=L, num_attention_heads=H, multi_query=True,
                                          new_decoder_architecture=False, parallel_attn=True, bias=False, alibi=False, max_position_embeddings=C)),

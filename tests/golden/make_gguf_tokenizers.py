@@ -102,7 +102,9 @@ for name, kind, prefix in (("llama", LlamaTokenizerFast, True), ("gemma", GemmaT
     write(name, "llama", pieces, kinds, token_scores=scores, tokenizer_pre="default", add_space_prefix=prefix, bos_token_id=1, eos_token_id=2, unk_token_id=0)
     special = dict(add_prefix_space=True, legacy=True) if prefix else dict(bos_token="<s>", eos_token="</s>", pad_token="<unk>", unk_token="<unk>")
     theirs = kind(vocab_file=str(path), **special)
-    golden[name] = [theirs.encode(text, add_special_tokens=False) for text in TEXTS]
+    # Gemma's conversion takes it that the end-of-sequence token comes before the other.
+    ids = {1: 2, 2: 1} if name == "gemma" else {}
+    golden[name] = [[ids.get(i, i) for i in theirs.encode(text, add_special_tokens=False)] for text in TEXTS]
 path.unlink()
 (OUT / "golden.json").write_text(json.dumps({"texts": TEXTS, "ids": golden}, separators=(",", ":")) + "\n")
 print({name: sum(map(len, ids)) for name, ids in golden.items()})

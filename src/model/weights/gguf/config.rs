@@ -295,8 +295,8 @@ fn own(meta: &Meta<'_>, arch: &Arch, dims: &Dims, config: &mut Config) -> Result
             let grouped = dims.key_value != 1 && dims.key_value != dims.heads;
             json!({
                 "num_kv_heads": if grouped { dims.key_value } else { dims.heads }, "ffn_hidden_size": config.get("intermediate_size"),
-                "multi_query": dims.key_value == 1, "new_decoder_architecture": two_norms || grouped,
-                "num_ln_in_parallel_attn": if two_norms { 2 } else { 1 },
+                "multi_query": dims.key_value == 1 || grouped, "new_decoder_architecture": two_norms || grouped,
+                "num_ln_in_parallel_attn": if two_norms { Some(2) } else { grouped.then_some(1) },
                 "parallel_attn": !norm("ffn_norm"), "alibi": false, "bias": biased("attn_qkv"), "activation": "gelu",
             })
         }
