@@ -29,7 +29,7 @@ pub use render::Ui;
 ///
 /// Cache what flows through a model, train sparse dictionaries on it, read what every feature means, and clamp
 /// features while the model writes. MODEL is a Hugging Face directory, a hub id (`org/name` or
-/// `org/name@revision`) or `demo`, the model built into this program.
+/// `org/name@revision`), a `.gguf` file of llama.cpp or Ollama, or `demo`, the model built into this program.
 #[derive(Debug, Parser)]
 #[command(name = "mechinterp", version, max_term_width = 110, propagate_version = true)]
 pub struct Cli {

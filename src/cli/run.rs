@@ -24,7 +24,7 @@ const BATCH_LOGITS: usize = 1 << 25;
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Hugging Face directory, hub id, or `demo`.
+    /// Hugging Face directory, hub id, `.gguf` file, or `demo`.
     model: String,
     #[command(flatten)]
     prompts: PromptArgs,
@@ -182,9 +182,10 @@ fn batches(prompts: &[Prompt], vocabulary: usize) -> Vec<Vec<usize>> {
 fn by_prompt(captured: &Tensor, b: usize, s: usize) -> Result<Tensor> {
     let captured = captured.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
     match *captured.dims() {
+        [rows, width] if (rows, width) == (b, s) => Ok(captured),
         // Experts have no heads.
         [rows, width] if rows == b * s => Ok(captured.reshape((b, s, width))?),
-        [rows, width] if (rows, width) != (b, s) => Ok(captured.reshape((b, s, rows / (b * s).max(1), width))?),
+        [rows, width] => Ok(captured.reshape((b, s, rows / (b * s).max(1), width))?),
         _ => Ok(captured),
     }
 }

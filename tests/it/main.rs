@@ -17,3 +17,4 @@ mod layers;
 mod parity;
 mod passes;
 mod real_model;
+mod weights;
