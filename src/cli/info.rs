@@ -137,7 +137,7 @@ fn architecture(report: &Report<'_>) -> Vec<(&'static str, String)> {
         ("layers", c.n_layers.to_string()),
         ("d_model", c.d_model.to_string()),
         ("attention", heads),
-        (mlp, format!("{} wide, {}", c.mlp.d_mlp, json_name(&c.mlp.activation))),
+        (mlp, format!("{}{} wide, {}", experts(c), c.mlp.d_mlp, json_name(&c.mlp.activation))),
         ("norm", format!("{}, eps {:e}", norm_name(c.norm), c.norm.eps())),
         ("position", position_name(&c.position, c.d_head)),
         ("vocabulary", thousands(c.vocab_size as u64)),
@@ -216,8 +216,14 @@ fn value_of(letter: &str, config: &ModelConfig) -> Option<usize> {
         "H" => Some(config.n_heads),
         "K" => Some(config.n_key_value_heads),
         "h" => Some(config.d_head),
+        "E" => config.mlp.experts.map(|experts| experts.count),
+        "k" => config.mlp.experts.map(|experts| experts.active),
         _ => None,
     }
+}
+
+fn experts(config: &ModelConfig) -> String {
+    config.mlp.experts.map_or(String::new(), |e| format!("{} of {} experts, each ", e.active, e.count))
 }
 
 fn plural(n: usize, noun: &str) -> String {

@@ -10,7 +10,7 @@ use super::hook::{HookPoint, Site};
 use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::norm::{Norm, NormPoints};
-use super::pass::{Pass, RotaryTables};
+use super::pass::Pass;
 use super::position::rotate;
 use super::tap::Tap;
 
@@ -96,10 +96,8 @@ impl Attention {
             Some(per_head) => linear.forward_per_head(per_head)?,
             None => linear.forward(whole)?.reshape((b, s, heads, ()))?,
         };
-        let y = match self.clip {
-            Some(clip) => y.clamp(-clip, clip)?,
-            None => y,
-        };
+        // Norms of queries and keys come before clipping.
+        let y = if site == Site::V || self.qk_norm.is_none() { self.clipped(y)? } else { y };
         tap.at(HookPoint::block(self.layer, site), y)
     }
 
@@ -112,7 +110,15 @@ impl Attention {
             QkNormScope::Head | QkNormScope::OwnHead => norm.forward(&x, tap, points),
             QkNormScope::Projection => Ok(norm.forward(&x.flatten_from(2)?, tap, points)?.reshape(x.shape())?),
         };
-        Ok((one(q, q_norm, q_points)?, one(k, k_norm, k_points)?))
+        let (q, k) = (one(q, q_norm, q_points)?, one(k, k_norm, k_points)?);
+        Ok((self.clipped(q)?, self.clipped(k)?))
+    }
+
+    fn clipped(&self, x: Tensor) -> Result<Tensor> {
+        Ok(match self.clip {
+            Some(clip) => x.clamp(-clip, clip)?,
+            None => x,
+        })
     }
 
     /// Rotates, and joins keys and values with those of earlier positions, `[b, heads, positions, h]`.
@@ -125,24 +131,18 @@ impl Attention {
         cache: Option<&mut KvCache>,
         tap: &mut Tap<'_>,
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        let join = |k: Tensor, v: Tensor, cache: Option<&mut KvCache>| -> Result<(Tensor, Tensor)> {
-            match cache {
-                Some(cache) => cache.append(self.layer, &k, &v),
-                None => Ok((k, v)),
-            }
+        let rotary = self.rotation.and_then(|rotation| pass.rotary(rotation));
+        let (q, k) = match rotary {
+            Some((cos, sin)) => (rotate(&q, cos, sin)?, rotate(&k, cos, sin)?),
+            None => (q, k),
         };
-        let Some(RotaryTables { new, all }) = self.rotation.and_then(|rotation| pass.rotary(rotation)) else {
-            let (k, v) = join(k, v, cache)?;
+        let (k, v) = match cache {
+            Some(cache) => cache.append(self.layer, &k, &v)?,
+            None => (k, v),
+        };
+        if rotary.is_none() {
             return Ok((q, k, v));
-        };
-        let q = rotate(&q, &new.0, &new.1)?;
-        let (k, v) = match all {
-            Some((cos, sin)) => {
-                let (k, v) = join(k, v, cache)?;
-                (rotate(&k, cos, sin)?, v)
-            }
-            None => join(rotate(&k, &new.0, &new.1)?, v, cache)?,
-        };
+        }
         let q = self.tap_rotated(Site::RotQ, q, tap)?;
         let k = self.tap_rotated(Site::RotK, k, tap)?;
         Ok((q, k, v))

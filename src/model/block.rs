@@ -8,6 +8,7 @@ use super::attention::{Attention, Inputs};
 use super::config::BlockLayout;
 use super::hook::{HookPoint, Site};
 use super::kv_cache::KvCache;
+use super::linear::scaled;
 use super::mlp::Mlp;
 use super::norm::{Norm, NormPoints};
 use super::pass::Pass;
@@ -42,9 +43,10 @@ impl Block {
         if tap.stops_at(self.layer, Site::ResidPre) {
             return Ok(None);
         }
-        let normed = match self.layout.norms_inputs() {
-            true => self.ln1.forward(&resid_pre, tap, self.ln1_points())?,
-            false => resid_pre.clone(),
+        let normed = if self.layout.norms_inputs() {
+            self.ln1.forward(&resid_pre, tap, self.ln1_points())?
+        } else {
+            resid_pre.clone()
         };
         let inputs = self.attention_inputs(normed.clone(), &resid_pre, tap)?;
         let Some(attn_out) = self.attention.forward(&inputs, pass, cache, tap)? else { return Ok(None) };
@@ -84,10 +86,8 @@ impl Block {
             let (b, s, d) = resid_pre.dims3()?;
             Ok(resid_pre.unsqueeze(2)?.broadcast_as((b, s, heads, d))?.contiguous()?)
         };
-        let attn_in = match tap.wants(self.at(Site::AttnIn)) {
-            true => Some(tap.at(self.at(Site::AttnIn), repeat(heads)?)?),
-            false => None,
-        };
+        let attn_in =
+            if tap.wants(self.at(Site::AttnIn)) { Some(tap.at(self.at(Site::AttnIn), repeat(heads)?)?) } else { None };
         let mut split = |site, heads| -> Result<Option<Tensor>> {
             let point = self.at(site);
             let x = match &attn_in {
@@ -96,10 +96,8 @@ impl Block {
                 None => return Ok(None),
             };
             let x = tap.at(point, x)?;
-            Ok(Some(match self.layout.norms_inputs() {
-                true => self.ln1.forward_per_head(&x, tap, self.ln1_points())?,
-                false => x,
-            }))
+            let normed = self.layout.norms_inputs();
+            Ok(Some(if normed { self.ln1.forward_per_head(&x, tap, self.ln1_points())? } else { x }))
         };
         let (q, k) = (split(Site::QInput, heads)?, split(Site::KInput, kv_heads)?);
         Ok(Inputs { whole: normed, q, k, v: split(Site::VInput, kv_heads)? })
@@ -117,7 +115,7 @@ impl Block {
             BlockLayout::OutputNorm => self.ln1.forward(&out, tap, self.ln1_points())?,
             _ => out,
         };
-        tap.at(self.at(Site::AttnAdded), self.multiplied(added)?)
+        tap.at(self.at(Site::AttnAdded), scaled(added, self.residual_multiplier)?)
     }
 
     /// What the MLP reads, from the stream that its branch starts at. A norm shared with attention, whose result is
@@ -146,11 +144,7 @@ impl Block {
             BlockLayout::OutputNorm => self.ln2.forward(&out, tap, self.ln2_points())?,
             _ => out,
         };
-        tap.at(self.at(Site::MlpAdded), self.multiplied(added)?)
-    }
-
-    fn multiplied(&self, x: Tensor) -> Result<Tensor> {
-        Ok(if self.residual_multiplier == 1.0 { x } else { (x * self.residual_multiplier)? })
+        tap.at(self.at(Site::MlpAdded), scaled(added, self.residual_multiplier)?)
     }
 
     fn at(&self, site: Site) -> HookPoint {

@@ -19,7 +19,7 @@ use super::block::Block;
 use super::config::{ModelConfig, Position};
 use super::hook::{HookPoint, Site};
 use super::kv_cache::KvCache;
-use super::linear::Linear;
+use super::linear::{Linear, scaled};
 use super::norm::{Norm, NormPoints};
 use super::pass::Pass;
 use super::plan::{HookPlan, ResolvedPlan, Stop};
@@ -145,11 +145,13 @@ impl Model {
         mut cache: Option<&mut KvCache>,
         last_only: bool,
     ) -> Result<Run> {
-        let s = tokens.dims2()?.1;
         let offset = cache.as_ref().map_or(0, |c| c.len());
-        self.check_length(offset, s)?;
-        let mut tap = Tap::new(plan, offset);
-        let x = self.embed_tokens(tokens, offset, &mut tap)?;
+        self.check_length(offset, tokens.dims2()?.1)?;
+        let (tokens, again) = self.with_outdated(tokens, cache.as_deref_mut())?;
+        let offset = offset - again;
+        let s = tokens.dims2()?.1;
+        let mut tap = Tap::new(plan, offset, again);
+        let x = self.embed_tokens(&tokens, offset, &mut tap)?;
         if tap.stop() == Stop::Embedding {
             return Ok(Run { logits: None, captures: tap.into_captures() });
         }
@@ -160,7 +162,7 @@ impl Model {
             x = block.forward(input, &pass, cache.as_deref_mut(), &mut tap)?;
         }
         if let Some(cache) = cache {
-            cache.advance(s);
+            cache.advance(&tokens)?;
         }
         let logits = match x {
             Some(x) if tap.stop() >= Stop::FinalNorm => self.unembed(&x, last_only, &mut tap)?,
@@ -169,13 +171,28 @@ impl Model {
         Ok(Run { logits, captures: tap.into_captures() })
     }
 
+    /// `tokens`, after those of the cache where the longer sequence turns them anew, and how many these are. The cache
+    /// is empty then.
+    fn with_outdated(&self, tokens: &Tensor, cache: Option<&mut KvCache>) -> Result<(Tensor, usize)> {
+        let (Some(cache), Position::Rotary { rotations, .. }) = (cache, &self.config.position) else {
+            return Ok((tokens.clone(), 0));
+        };
+        let (before, after) = (cache.len(), cache.len() + tokens.dim(1)?);
+        if before == 0 || !rotations.iter().any(|rotary| rotary.changes_between(before, after)) {
+            return Ok((tokens.clone(), 0));
+        }
+        Ok(match cache.restart() {
+            Some(earlier) => (Tensor::cat(&[&earlier, tokens], 1)?, before),
+            None => (tokens.clone(), 0),
+        })
+    }
+
     fn embed_tokens(&self, tokens: &Tensor, offset: usize, tap: &mut Tap<'_>) -> Result<Tensor> {
         let tokens = tap.at(HookPoint::global(Site::Tokens), tokens.clone())?;
         let (b, s) = tokens.dims2()?;
         let x = self.embed.index_select(&tokens.flatten_all()?, 0)?.reshape((b, s, ()))?;
         // candle rounds the factor to the number type of `x`, as Gemma does.
-        let multiplier = self.config.embedding.multiplier;
-        let x = if multiplier == 1.0 { x } else { (x * multiplier)? };
+        let x = scaled(x, self.config.embedding.multiplier)?;
         let x = match &self.project_in {
             Some(project) => project.forward(&x)?,
             None => x,
@@ -191,7 +208,13 @@ impl Model {
 
     fn unembed(&self, x: &Tensor, last_only: bool, tap: &mut Tap<'_>) -> Result<Option<Tensor>> {
         let at = HookPoint::global;
-        let x = if last_only { x.narrow(1, x.dim(1)? - 1, 1)? } else { x.clone() };
+        let x = if last_only {
+            let s = x.dim(1)?;
+            tap.only_last(s);
+            x.narrow(1, s - 1, 1)?
+        } else {
+            x.clone()
+        };
         let points = NormPoints { scale: at(Site::LnFinalScale), normalized: at(Site::LnFinalNormalized) };
         let x = match &self.ln_final {
             Some(norm) => norm.forward(&x, tap, points)?,
@@ -206,8 +229,7 @@ impl Model {
             None => x,
         };
         let logits = tap.at(at(Site::UnembedOut), self.unembed.forward(&x)?)?.to_dtype(DType::F32)?;
-        let divisor = self.config.embedding.logit_divisor;
-        let logits = if divisor == 1.0 { logits } else { (logits / divisor)? };
+        let logits = scaled(logits, self.config.embedding.logit_divisor.recip())?;
         Ok(Some(match self.config.embedding.logit_soft_cap {
             Some(cap) => ((logits / cap)?.tanh()? * cap)?,
             None => logits,

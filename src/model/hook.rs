@@ -13,7 +13,8 @@ use crate::base::{Error, Result};
 
 use super::config::ModelConfig;
 use super::module_name;
-pub use super::site::{Axes, Scope, Site};
+pub use super::shape::Axes;
+pub use super::site::{Scope, Site};
 
 /// One place in one model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

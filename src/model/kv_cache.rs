@@ -7,10 +7,12 @@ use crate::base::Result;
 /// Per layer, keys and values `[b, K, S, h]` of the positions seen so far.
 ///
 /// Keys are those before edits at `attn.hook_rot_k`, which see all positions at every step and must not be applied
-/// twice. Models whose rotary frequencies depend on the length keep them unrotated.
+/// twice. Tokens are kept for models whose rotary frequencies change with the length: past that point all positions
+/// have other keys, in all layers but the first also other inputs, and are computed again.
 #[derive(Debug, Clone, Default)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
+    tokens: Option<Tensor>,
     length: usize,
 }
 
@@ -41,7 +43,18 @@ impl KvCache {
         Ok(self.layers[layer].clone())
     }
 
-    pub(super) fn advance(&mut self, positions: usize) {
-        self.length += positions;
+    /// Records the tokens `[b, s]` whose keys and values were appended.
+    pub(super) fn advance(&mut self, tokens: &Tensor) -> Result<()> {
+        self.length += tokens.dim(1)?;
+        self.tokens = Some(match &self.tokens {
+            Some(earlier) => Tensor::cat(&[earlier, tokens], 1)?,
+            None => tokens.clone(),
+        });
+        Ok(())
+    }
+
+    /// Empties the cache and returns the tokens seen so far.
+    pub(super) fn restart(&mut self) -> Option<Tensor> {
+        std::mem::take(self).tokens
     }
 }

@@ -61,3 +61,9 @@ impl Linear {
         self.bias.as_ref()
     }
 }
+
+/// `factor · x`
+#[expect(clippy::float_cmp, reason = "one is exact in a configuration and stands for no multiplication at all")]
+pub(super) fn scaled(x: Tensor, factor: f64) -> Result<Tensor> {
+    Ok(if factor == 1.0 { x } else { (x * factor)? })
+}

@@ -11,9 +11,10 @@ use super::attention::{Attention, QkNorm};
 use super::block::Block;
 use super::config::{self, ModelConfig, Position, QkNormScope};
 use super::decoder::Model;
-use super::family::{self, FusedOrder, LinearOrder, MlpNames, Names, Qkv};
+use super::experts::Experts;
+use super::family::{self, ExpertNames, FusedOrder, LinearOrder, MlpNames, Names, Qkv};
 use super::linear::Linear;
-use super::mlp::Mlp;
+use super::mlp::{Dense, Gated, Mlp};
 use super::norm::Norm;
 use super::weights::{self, Weights};
 
@@ -224,8 +225,36 @@ impl Loader<'_> {
                 let fused = load(gate_up, d_model, 2 * mlp.d_mlp)?;
                 (columns(&fused, 0, mlp.d_mlp)?, Some(columns(&fused, mlp.d_mlp, mlp.d_mlp)?), down)
             }
+            MlpNames::Experts(names) => return self.experts(layer, names),
         };
-        Ok(Mlp { layer, activation: mlp.activation, pre, up, down: load(down, mlp.d_mlp, d_model)? })
+        Ok(Mlp::Dense(Dense { layer, activation: mlp.activation, pre, up, down: load(down, mlp.d_mlp, d_model)? }))
+    }
+
+    fn experts(&self, layer: usize, names: ExpertNames) -> Result<Mlp> {
+        let &ModelConfig { d_model, mlp, .. } = self.config;
+        let config::Experts { count, active, normalise, shared_width } = mlp.experts.unwrap_or(config::Experts::ONE);
+        let [gate, up, down] = names.projections;
+        let gated = |name: &str, width| -> Result<Gated> {
+            let load = |part, d_in, d_out| self.linear(&format!("{name}.{part}"), d_in, d_out, false);
+            Ok(Gated {
+                activation: mlp.activation,
+                gate: load(gate, d_model, width)?,
+                up: load(up, d_model, width)?,
+                down: load(down, width, d_model)?,
+            })
+        };
+        let all = (0..count)
+            .map(|e| gated(&self.in_block(layer, &format!("{}.{e}", names.experts)), mlp.d_mlp))
+            .collect::<Result<_>>()?;
+        let shared = match (shared_width, names.shared) {
+            (Some(width), Some([expert, weight])) => Some((
+                gated(&self.in_block(layer, expert), width)?,
+                self.linear(&self.in_block(layer, weight), d_model, 1, false)?,
+            )),
+            _ => None,
+        };
+        let router = self.linear(&self.in_block(layer, names.router), d_model, count, false)?;
+        Ok(Mlp::Experts(Experts { layer, router, all, active, normalise, shared }))
     }
 
     fn linear(&self, name: &str, d_in: usize, d_out: usize, bias: bool) -> Result<Linear> {

@@ -10,8 +10,10 @@ pub mod plan;
 pub mod weights;
 
 mod attention;
+mod axes;
 mod block;
 mod decoder;
+mod experts;
 mod linear;
 mod load;
 mod mlp;
@@ -20,6 +22,7 @@ mod norm;
 mod pass;
 mod position;
 mod rotary;
+mod shape;
 mod site;
 mod tap;
 

@@ -56,7 +56,7 @@ fn in_block<'a, 'b>(parts: &'b [&'a str]) -> Option<(usize, &'b [&'a str])> {
 fn outside(parts: &[&str], side: Side, config: &ModelConfig) -> Option<HookPoint> {
     // Gemma 3's embedding scales by itself; elsewhere a factor comes after the module.
     let plain = config.embedding.width == config.d_model
-        && (config.embedding.multiplier == 1.0 || config.family == "gemma3_text");
+        && ((config.embedding.multiplier - 1.0).abs() < f64::EPSILON || config.family == "gemma3_text");
     let site = match (parts, side) {
         (["embed_tokens" | "wte" | "embed_in" | "word_embeddings"], Side::Output) if plain => Site::Embed,
         (["wpe" | "embed_positions"], Side::Output) => Site::PosEmbed,
@@ -74,58 +74,148 @@ fn outside(parts: &[&str], side: Side, config: &ModelConfig) -> Option<HookPoint
 fn block_site(parts: &[&str], side: Side, config: &ModelConfig) -> Option<Site> {
     use Side::{Input, Output};
     let layout = config.layout;
-    let unclipped = config.attention.clip_qkv.is_none();
-    // Between attention and its own norm Gemma has no named point.
-    let attention = (layout != BlockLayout::PreAndPostNorm).then_some(Site::AttnOut);
     let mlp = if layout == BlockLayout::PreAndPostNorm { Site::MlpHookOut } else { Site::MlpOut };
     match (parts, side) {
         ([], Input) => Some(Site::ResidPre),
         ([], Output) => Some(Site::ResidPost),
         // GPT-Neo nests attention in attention.
-        ([a, rest @ ..], _) if ATTENTION.contains(a) => match (rest, side) {
-            ([] | ["attention"], Input) => (!layout.norms_inputs()).then_some(Site::ResidPre),
-            ([] | ["attention"], Output) => attention,
-            (["o_proj" | "c_proj" | "dense" | "out_proj"] | ["attention", "out_proj"], Input) => Some(Site::Z),
-            (["o_proj" | "c_proj" | "dense" | "out_proj"] | ["attention", "out_proj"], Output) => attention,
-            (["q_proj"] | ["attention", "q_proj"], Output) if unclipped => Some(Site::Q),
-            (["k_proj"] | ["attention", "k_proj"], Output) if unclipped => Some(Site::K),
-            (["v_proj"] | ["attention", "v_proj"], Output) if unclipped => Some(Site::V),
-            _ => None,
-        },
+        ([outer, "attention", rest @ ..] | [outer, rest @ ..], _) if ATTENTION.contains(outer) => {
+            attention_site(rest, side, config)
+        }
         (["mlp"], Input) => Some(Site::MlpHookIn),
-        (["mlp"], Output) => Some(mlp),
-        (["mlp", "gate_proj"], Output) => Some(Site::MlpPre),
         (["mlp", "up_proj"], Output) => Some(Site::MlpPreLinear),
-        (["mlp", "c_fc" | "fc1" | "dense_h_to_4h"] | ["fc1"], Output) => Some(Site::MlpPre),
+        (["mlp", "gate_proj" | "c_fc" | "fc1" | "dense_h_to_4h"] | ["fc1"], Output) => Some(Site::MlpPre),
         (["mlp", "down_proj" | "c_proj" | "fc2" | "dense_4h_to_h"] | ["fc2"], Input) => Some(Site::MlpPost),
-        (["mlp", "down_proj" | "c_proj" | "fc2" | "dense_4h_to_h"] | ["fc2"], Output) => Some(mlp),
+        (["mlp" | "fc2"] | ["mlp", "down_proj" | "c_proj" | "fc2" | "dense_4h_to_h"], Output) => Some(mlp),
         ([norm], _) => norm_site(norm, side, layout),
         _ => None,
     }
 }
 
-fn norm_site(norm: &str, side: Side, layout: BlockLayout) -> Option<Site> {
-    use BlockLayout::{OutputNorm, PreAndPostNorm, StreamNorm};
+/// `parts` inside the attention module.
+fn attention_site(parts: &[&str], side: Side, config: &ModelConfig) -> Option<Site> {
     use Side::{Input, Output};
-    match (norm, layout, side) {
-        ("post_attention_layernorm", PreAndPostNorm, Output) => Some(Site::AttnOut),
-        ("post_attention_layernorm", OutputNorm, Input) => Some(Site::AttnOut),
-        ("post_attention_layernorm", OutputNorm, Output) => Some(Site::AttnAdded),
-        ("post_feedforward_layernorm", PreAndPostNorm, Input) => Some(Site::MlpHookOut),
-        ("post_feedforward_layernorm", PreAndPostNorm, Output) => Some(Site::MlpOut),
-        ("post_feedforward_layernorm", OutputNorm, Input) => Some(Site::MlpOut),
-        ("post_feedforward_layernorm", OutputNorm, Output) => Some(Site::MlpAdded),
-        ("self_attn_layer_norm", StreamNorm, Output) => Some(Site::ResidMid),
-        ("final_layer_norm", StreamNorm, Output) => Some(Site::ResidPost),
-        (_, OutputNorm | StreamNorm, _) => None,
-        ("input_layernorm" | "ln_1" | "self_attn_layer_norm" | "ln_attn", _, Input) => Some(Site::ResidPre),
-        ("pre_feedforward_layernorm", PreAndPostNorm, Input) => Some(Site::ResidMid),
-        ("pre_feedforward_layernorm", PreAndPostNorm, Output) => Some(Site::MlpHookIn),
-        (_, PreAndPostNorm, _) => None,
-        ("post_attention_layernorm" | "ln_2" | "final_layer_norm" | "ln_mlp", _, Input) => {
-            Some(if layout.is_parallel() { Site::ResidPre } else { Site::ResidMid })
+    // The hooks are behind the clipping, which is outside the projections.
+    let unclipped = config.attention.clip_qkv.is_none();
+    match (parts, side) {
+        ([], Input) => (!config.layout.norms_inputs()).then_some(Site::ResidPre),
+        (["o_proj" | "c_proj" | "dense" | "out_proj"], Input) => Some(Site::Z),
+        // Between attention and its own norm Gemma has no named point.
+        ([] | ["o_proj" | "c_proj" | "dense" | "out_proj"], Output) => {
+            (config.layout != BlockLayout::PreAndPostNorm).then_some(Site::AttnOut)
         }
-        ("post_attention_layernorm" | "ln_2" | "final_layer_norm" | "ln_mlp", _, Output) => Some(Site::MlpHookIn),
+        (["q_proj"], Output) if unclipped => Some(Site::Q),
+        (["k_proj"], Output) if unclipped => Some(Site::K),
+        (["v_proj"], Output) if unclipped => Some(Site::V),
         _ => None,
+    }
+}
+
+fn norm_site(norm: &str, side: Side, layout: BlockLayout) -> Option<Site> {
+    match layout {
+        BlockLayout::PreNorm | BlockLayout::Parallel | BlockLayout::ParallelSharedNorm => match (norm, side) {
+            ("input_layernorm" | "ln_1" | "self_attn_layer_norm" | "ln_attn", Side::Input) => Some(Site::ResidPre),
+            ("post_attention_layernorm" | "ln_2" | "final_layer_norm" | "ln_mlp", Side::Input) => {
+                Some(if layout.is_parallel() { Site::ResidPre } else { Site::ResidMid })
+            }
+            ("post_attention_layernorm" | "ln_2" | "final_layer_norm" | "ln_mlp", Side::Output) => {
+                Some(Site::MlpHookIn)
+            }
+            _ => None,
+        },
+        BlockLayout::PreAndPostNorm => match (norm, side) {
+            ("input_layernorm", Side::Input) => Some(Site::ResidPre),
+            ("post_attention_layernorm", Side::Output) => Some(Site::AttnOut),
+            ("pre_feedforward_layernorm", Side::Input) => Some(Site::ResidMid),
+            ("pre_feedforward_layernorm", Side::Output) => Some(Site::MlpHookIn),
+            ("post_feedforward_layernorm", Side::Input) => Some(Site::MlpHookOut),
+            ("post_feedforward_layernorm", Side::Output) => Some(Site::MlpOut),
+            _ => None,
+        },
+        BlockLayout::OutputNorm => match (norm, side) {
+            ("post_attention_layernorm", Side::Input) => Some(Site::AttnOut),
+            ("post_attention_layernorm", Side::Output) => Some(Site::AttnAdded),
+            ("post_feedforward_layernorm", Side::Input) => Some(Site::MlpOut),
+            ("post_feedforward_layernorm", Side::Output) => Some(Site::MlpAdded),
+            _ => None,
+        },
+        BlockLayout::StreamNorm => match (norm, side) {
+            ("self_attn_layer_norm", Side::Output) => Some(Site::ResidMid),
+            ("final_layer_norm", Side::Output) => Some(Site::ResidPost),
+            _ => None,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::family;
+
+    fn resolved(config: Value, name: &str) -> Option<String> {
+        let (config, _) = family::parse(&config, Path::new("config.json")).unwrap();
+        HookPoint::resolve(name, &config).ok().map(|point| point.to_string())
+    }
+
+    fn sized(model_type: &str) -> Value {
+        json!({"model_type": model_type, "vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "ffn_dim": 8,
+               "num_hidden_layers": 8, "num_layers": 8, "num_attention_heads": 2, "num_heads": 2, "num_key_value_heads": 1,
+               "n_embd": 32, "n_layer": 8, "n_head": 2})
+    }
+
+    #[test]
+    fn a_block_is_called_alike_in_all_families() {
+        let names = [
+            ("llama", "model.layers.6"),
+            ("gpt2", "transformer.h.6"),
+            ("gpt2", "h.6"),
+            ("gpt_neox", "gpt_neox.layers.6.output"),
+            ("opt", "model.decoder.layers.6"),
+            ("gemma3_text", "model.language_model.layers.6"),
+            ("gemma2", "layers.6"),
+        ];
+        for (family, name) in names {
+            assert_eq!(resolved(sized(family), name).unwrap(), "blocks.6.hook_resid_post", "{name}");
+            assert_eq!(name.trim_end_matches(".output").parse::<HookPoint>().unwrap().layer, Some(6));
+        }
+    }
+
+    #[test]
+    fn one_module_name_is_another_point_in_another_layout() {
+        let name = "model.layers.3.post_attention_layernorm";
+        let points = [
+            ("llama", "blocks.3.mlp.hook_in"),
+            ("gemma2", "blocks.3.hook_attn_out"),
+            ("olmo2", "blocks.3.hook_attn_added"),
+        ];
+        for (family, point) in points {
+            assert_eq!(resolved(sized(family), name).unwrap(), point, "{family}");
+        }
+        assert_eq!(resolved(sized("gemma2"), "model.layers.3.mlp").unwrap(), "blocks.3.mlp.hook_out");
+        assert_eq!(resolved(sized("llama"), "model.layers.3.mlp").unwrap(), "blocks.3.hook_mlp_out");
+        assert_eq!(resolved(sized("llama"), "model.layers.3.self_attn").unwrap(), "blocks.3.hook_attn_out");
+        assert_eq!(resolved(sized("gemma2"), "model.layers.3.self_attn"), None);
+    }
+
+    #[test]
+    fn inputs_have_names_of_their_own() {
+        let points = [
+            ("llama", "model.layers.3.self_attn.o_proj.input", "blocks.3.attn.hook_z"),
+            ("gpt_neo", "transformer.h.3.attn.attention.out_proj.input", "blocks.3.attn.hook_z"),
+            ("opt", "model.decoder.layers.3.fc2.input", "blocks.3.mlp.hook_post"),
+            ("gemma2", "model.layers.3.pre_feedforward_layernorm.output", "blocks.3.mlp.hook_in"),
+            ("gpt2", "transformer.ln_f.input", "blocks.7.hook_resid_post"),
+            ("llama", "model.norm", "unembed.hook_in"),
+        ];
+        for (family, name, point) in points {
+            assert_eq!(resolved(sized(family), name).unwrap(), point, "{name}");
+        }
+        for name in ["model.layers.3.banana", "banana.layers.3", "model.layers.8", "model.layers.3.mlp.act_fn"] {
+            assert_eq!(resolved(sized("llama"), name), None, "{name}");
+        }
     }
 }

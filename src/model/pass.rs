@@ -9,19 +9,11 @@ use super::config::{ModelConfig, Position};
 
 /// Shared by the layers of one pass.
 pub(super) struct Pass {
-    /// Parallel to the configuration's rotations.
-    rotary: Vec<RotaryTables>,
+    /// Cosine and sine of the new positions, parallel to the configuration's rotations.
+    rotary: Vec<(Tensor, Tensor)>,
     /// What is added to scores, per distinct window. It is added, which candle does in one sweep, where choosing by a
     /// broadcast mask indexes every element.
     biases: Vec<(Option<usize>, Option<Tensor>)>,
-}
-
-/// Cosine and sine, `[positions, dims / 2]` each.
-pub(super) struct RotaryTables {
-    /// For the new positions.
-    pub(super) new: (Tensor, Tensor),
-    /// For all positions, when keys are cached unrotated.
-    pub(super) all: Option<(Tensor, Tensor)>,
 }
 
 impl Pass {
@@ -29,16 +21,10 @@ impl Pass {
     pub(super) fn new(config: &ModelConfig, offset: usize, s: usize, like: &Tensor) -> Result<Self> {
         let (dtype, device) = (like.dtype(), like.device());
         let rotary = match &config.position {
-            Position::Rotary { rotations, .. } => rotations
-                .iter()
-                .map(|rotary| {
-                    // The new positions' rows come from the whole table, so that frequencies follow the full length.
-                    let all = rotary.table(offset + s, dtype, device)?;
-                    let rows = |t: &Tensor| t.narrow(0, offset, s)?.contiguous();
-                    let new = (rows(&all.0)?, rows(&all.1)?);
-                    Ok(RotaryTables { new, all: rotary.depends_on_length().then_some(all) })
-                })
-                .collect::<Result<_>>()?,
+            Position::Rotary { rotations, .. } => {
+                let tables = rotations.iter().map(|rotary| rotary.table(offset, s, dtype, device));
+                tables.collect::<Result<_>>()?
+            }
             Position::Learned { .. } | Position::Alibi => Vec::new(),
         };
         let alibi = match config.position {
@@ -59,8 +45,8 @@ impl Pass {
         Ok(Self { rotary, biases: windows.into_iter().map(bias).collect::<Result<_>>()? })
     }
 
-    /// The tables of a rotation.
-    pub(super) fn rotary(&self, rotation: usize) -> Option<&RotaryTables> {
+    /// Cosine and sine `[s, dims / 2]` of a rotation.
+    pub(super) fn rotary(&self, rotation: usize) -> Option<&(Tensor, Tensor)> {
         self.rotary.get(rotation)
     }
 

@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use crate::base::{Error, Result};
 
 use super::config::ModelConfig;
-use super::hook::{Axes, HookPoint, Scope, Site};
+use super::hook::{HookPoint, Scope, Site};
 
 /// A change that needs more than arithmetic with a constant, such as clamping a dictionary's feature.
 ///
@@ -208,13 +208,13 @@ fn check_edit(edit: &Edit, config: &ModelConfig) -> Result<()> {
         _ => {}
     }
     let Some(full) = edit.at.site.width(config) else {
-        if edit.at.site.axes() == Axes::Tokens {
+        if edit.at.site.axes().are_names() {
             return match &edit.op {
                 EditOp::Set(t) if t.rank() == 2 => Ok(()),
                 _ => Err(unsupported(
                     "this edit",
-                    "token ids are no quantities",
-                    "set all ids, as [sequences, positions]",
+                    "its values are names, not quantities",
+                    "set them all, in the shape of the hook point",
                 )),
             };
         }

@@ -10,9 +10,17 @@ use crate::base::Result;
 use super::config::{RopeScaling, Rotary};
 
 impl Rotary {
-    /// Whether frequencies depend on the sequence's length, so that cached keys must be kept unrotated.
-    pub(crate) fn depends_on_length(&self) -> bool {
-        matches!(self.scaling, RopeScaling::Dynamic { .. } | RopeScaling::Longrope { .. })
+    /// Whether a sequence that grows from `before` to `after` positions turns all of them anew, so that what was
+    /// computed for the earlier ones no longer holds.
+    pub(crate) fn changes_between(&self, before: usize, after: usize) -> bool {
+        match self.scaling {
+            RopeScaling::Dynamic { .. } | RopeScaling::Longrope { .. } => {
+                self.frequencies(before) != self.frequencies(after)
+            }
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } | RopeScaling::Yarn { .. } => {
+                false
+            }
+        }
     }
 
     /// Frequencies `[dims / 2]` for a sequence of `length` positions, and the factor on cosine and sine.
@@ -83,12 +91,11 @@ impl Rotary {
         (freqs.into_iter().enumerate().map(scale).collect(), *attention_factor)
     }
 
-    /// Cosine and sine `[positions, dims / 2]` for positions `0..count`.
-    pub(crate) fn table(&self, count: usize, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
-        let (freqs, factor) = self.frequencies(count);
-        let half = freqs.len();
-        let angles: Vec<f32> = (0..count).flat_map(|p| freqs.iter().map(move |f| p as f32 * f)).collect();
-        let angles = Tensor::from_vec(angles, (count, half), device)?;
+    /// Cosine and sine `[s, dims / 2]` for positions `offset..offset + s` of a sequence that ends there.
+    pub(crate) fn table(&self, offset: usize, s: usize, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
+        let (freqs, factor) = self.frequencies(offset + s);
+        let angles = (offset..offset + s).flat_map(|p| freqs.iter().map(move |f| p as f32 * f));
+        let angles = Tensor::from_vec(angles.collect(), (s, freqs.len()), device)?;
         let cos = (angles.cos()? * factor)?.to_dtype(dtype)?;
         let sin = (angles.sin()? * factor)?.to_dtype(dtype)?;
         Ok((cos, sin))

@@ -1,8 +1,7 @@
 //! The closed list of places in the forward pass, with name, shape and the models that have them.
 
-use std::fmt;
-
 use super::config::{BlockLayout, ModelConfig, Position, QkNormScope};
+use super::shape::Axes;
 
 macro_rules! sites {
     ($($(#[doc = $doc:literal])+ $variant:ident $name:literal $scope:ident $shape:ident,)*) => {
@@ -46,45 +45,6 @@ pub enum Scope {
     Block,
     /// After the last block.
     Final,
-}
-
-/// The shape of a site's tensor in the letters of the crate documentation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Axes {
-    /// `[b, s]`
-    Tokens,
-    /// `[b, s, d]`
-    Residual,
-    /// `[b, s, 1]`
-    PositionScale,
-    /// `[b, s, H, h]`
-    QueryHeads,
-    /// `[b, s, K, h]`
-    KeyHeads,
-    /// `[b, S, K, h]`
-    AllKeyHeads,
-    /// `[b·s·H, 1]`
-    QueryRowScale,
-    /// `[b·s·H, h]`
-    QueryRows,
-    /// `[b·s·K, 1]`
-    KeyRowScale,
-    /// `[b·s·K, h]`
-    KeyRows,
-    /// `[b, s, H·h]`
-    QueryProjection,
-    /// `[b, s, K·h]`
-    KeyProjection,
-    /// `[b, H, s, S]`
-    Pattern,
-    /// `[b, s, H, d]`
-    HeadResidual,
-    /// `[b, s, K, d]`
-    KeyHeadResidual,
-    /// `[b, s, m]`
-    Inner,
-    /// `[b, s, v]`
-    Vocabulary,
 }
 
 sites! {
@@ -152,6 +112,10 @@ sites! {
     Ln2Normalized "ln2.hook_normalized" Block Residual,
     /// The MLP's true input, after any norm with gain and bias (SAELens and circuit-tracer).
     MlpHookIn "mlp.hook_in" Block Residual,
+    /// Probability of each expert, before the choice.
+    ExpertWeights "mlp.hook_expert_weights" Block ExpertRows,
+    /// The chosen experts, most likely first, as whole numbers.
+    ExpertIndices "mlp.hook_expert_indices" Block ActiveExpertRows,
     /// Pre-activation; in gated MLPs the output of the gate projection.
     MlpPre "mlp.hook_pre" Block Inner,
     /// Output of the up projection.
@@ -194,7 +158,9 @@ impl Site {
                 config.layout == BlockLayout::PreAndPostNorm
             }
             Self::ResidMid => !config.layout.is_parallel(),
-            Self::MlpPreLinear => config.mlp.gated,
+            Self::MlpPre | Self::MlpPost => config.mlp.experts.is_none(),
+            Self::MlpPreLinear => config.mlp.gated && config.mlp.experts.is_none(),
+            Self::ExpertWeights | Self::ExpertIndices => config.mlp.experts.is_some(),
             Self::LnFinalScale | Self::LnFinalNormalized => config.final_norm,
             _ => true,
         }
@@ -213,7 +179,9 @@ impl Site {
                 "models with norms before and after attention and MLP"
             }
             Self::ResidMid => "blocks in which the MLP follows attention",
+            Self::MlpPre | Self::MlpPost => "blocks with a single MLP",
             Self::MlpPreLinear => "gated MLPs",
+            Self::ExpertWeights | Self::ExpertIndices => "mixtures of experts",
             Self::LnFinalScale | Self::LnFinalNormalized => "models with a final norm",
             _ => "",
         }
@@ -262,15 +230,17 @@ impl Site {
             Axes::HeadResidual => vec![b, s, heads, d],
             Axes::KeyHeadResidual => vec![b, s, kv_heads, d],
             Axes::Inner => vec![b, s, config.mlp.d_mlp],
+            Axes::ExpertRows => vec![b * s, config.mlp.experts.map_or(0, |e| e.count)],
+            Axes::ActiveExpertRows => vec![b * s, config.mlp.experts.map_or(0, |e| e.active)],
             Axes::Vocabulary => vec![b, s, config.vocab_size],
         }
     }
 
     /// Values per token when everything but sequences and positions is flattened, as caches and dictionaries see the
-    /// site; `None` for token ids and for sites whose size depends on the number of positions.
+    /// site; `None` for names of tokens and experts and for sites whose size depends on the number of positions.
     pub fn width(self, config: &ModelConfig) -> Option<usize> {
         match self.axes() {
-            Axes::Tokens | Axes::Pattern | Axes::AllKeyHeads => None,
+            Axes::Tokens | Axes::ActiveExpertRows | Axes::Pattern | Axes::AllKeyHeads => None,
             _ => Some(self.shape(config, 1, 1, 1).iter().product()),
         }
     }
@@ -286,29 +256,5 @@ impl Site {
             }
             _ => None,
         }
-    }
-}
-
-impl fmt::Display for Axes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tokens => "[b, s]",
-            Self::Residual => "[b, s, d]",
-            Self::PositionScale => "[b, s, 1]",
-            Self::QueryHeads => "[b, s, H, h]",
-            Self::KeyHeads => "[b, s, K, h]",
-            Self::AllKeyHeads => "[b, S, K, h]",
-            Self::QueryRowScale => "[b·s·H, 1]",
-            Self::QueryRows => "[b·s·H, h]",
-            Self::KeyRowScale => "[b·s·K, 1]",
-            Self::KeyRows => "[b·s·K, h]",
-            Self::QueryProjection => "[b, s, H·h]",
-            Self::KeyProjection => "[b, s, K·h]",
-            Self::Pattern => "[b, H, s, S]",
-            Self::HeadResidual => "[b, s, H, d]",
-            Self::KeyHeadResidual => "[b, s, K, d]",
-            Self::Inner => "[b, s, m]",
-            Self::Vocabulary => "[b, s, v]",
-        })
     }
 }

@@ -15,18 +15,21 @@ pub(super) struct Tap<'a> {
     captures: BTreeMap<HookPoint, Tensor>,
     /// Position of the pass's first token in its sequence.
     offset: usize,
+    /// Positions that are computed a second time, of which nothing is captured.
+    skipped: usize,
 }
 
 impl<'a> Tap<'a> {
-    pub(super) fn new(plan: &'a ResolvedPlan, offset: usize) -> Self {
-        Self { plan, captures: BTreeMap::new(), offset }
+    /// For a pass whose first token stands at `offset` and whose first `skipped` ones were seen before.
+    pub(super) fn new(plan: &'a ResolvedPlan, offset: usize, skipped: usize) -> Self {
+        Self { plan, captures: BTreeMap::new(), offset, skipped }
     }
 
     /// Passes `x` through the point: returns it edited, keeps a copy when the plan captures it.
     pub(super) fn at(&mut self, point: HookPoint, x: Tensor) -> Result<Tensor> {
         let x = self.edited(point, x)?;
         if self.plan.captures.contains(&point) {
-            self.captures.insert(point, documented_axes(point.site.axes(), &x)?);
+            self.captures.insert(point, kept(point.site.axes(), &x, self.skipped)?);
         }
         Ok(x)
     }
@@ -54,15 +57,30 @@ impl<'a> Tap<'a> {
         self.plan.stop
     }
 
+    /// From here on the pass computes only the last of its `s` positions.
+    pub(super) fn only_last(&mut self, s: usize) {
+        self.offset += s - 1;
+        self.skipped = 0;
+    }
+
     pub(super) fn into_captures(self) -> BTreeMap<HookPoint, Tensor> {
         self.captures
     }
 }
 
-/// Norms of heads are computed on `[b, s, heads, h]` and documented as rows.
-fn documented_axes(axes: Axes, x: &Tensor) -> Result<Tensor> {
-    let rows = matches!(axes, Axes::QueryRowScale | Axes::QueryRows | Axes::KeyRowScale | Axes::KeyRows);
-    Ok(if rows && x.rank() == 4 { x.flatten(0, 2)? } else { x.clone() })
+/// What a capture keeps of `x`: not the first `skipped` positions, and norms of heads, which are computed on
+/// `[b, s, heads, h]`, as rows.
+fn kept(axes: Axes, x: &Tensor, skipped: usize) -> Result<Tensor> {
+    let position_axis = if axes == Axes::Pattern { 2 } else { 1 };
+    let x = match axes {
+        _ if skipped == 0 => x.clone(),
+        Axes::AllKeyHeads => x.clone(),
+        _ => x.narrow(position_axis, skipped, x.dim(position_axis)? - skipped)?.contiguous()?,
+    };
+    // Norms of whole projections have the axes of the stream.
+    let whole =
+        matches!(axes, Axes::QueryRowScale | Axes::QueryRows | Axes::KeyRowScale | Axes::KeyRows) && x.rank() == 3;
+    Ok(if axes.are_rows() && !whole { x.flatten(0, x.rank() - 2)? } else { x })
 }
 
 /// Applies one edit to `x`, whose position axis starts at `offset` of the sequence.
@@ -113,8 +131,8 @@ fn compute(edit: &Edit, x: &Tensor) -> Result<Tensor> {
     let expand = |t: &Tensor| -> Result<Tensor> {
         let t = like_x(t)?;
         let shape: Vec<usize> = match (t.rank(), x.rank()) {
-            // Rows of heads, documented in one axis.
-            (2, 4) => x.dims().to_vec(),
+            // Rows, documented in one axis.
+            (2, 3 | 4) => x.dims().to_vec(),
             // The whole stream, for a copy of it per head.
             (3, 4) => vec![t.dim(0)?, t.dim(1)?, 1, t.dim(2)?],
             (2.., _) => t.dims().to_vec(),

@@ -72,7 +72,7 @@ fn models_that_are_missing_or_half_downloaded() {
 fn models_whose_parts_do_not_fit() {
     let config = |pointer: &'static str, value: Value| bad_model(|m| patch(&m.join("config.json"), pointer, value));
     let run = |cli: &Cli| cli.run("run ./bad --prompt The");
-    run(&config("/model_type", "mamba".into())).error(&["model_type", "mamba", "gpt2, llama"]);
+    run(&config("/model_type", "mamba".into())).error(&["model_type", "mamba", "llama", "gpt2"]);
     run(&config("/model_type", Value::Null)).error(&["model_type", "config.json"]);
     run(&config("/hidden_size", Value::Null)).error(&["hidden_size", "config.json"]);
     run(&config("/hidden_size", 96.into())).error(&["model.embed_tokens.weight", "96", "128", "config.json"]);

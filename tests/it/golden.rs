@@ -9,7 +9,6 @@ use mechinterp::model::{HookPlan, HookPoint, Model, ModelConfig, Run, Site};
 
 /// One checkpoint, opened, with its golden values.
 pub(crate) struct Golden {
-    pub(crate) name: String,
     pub(crate) model: Model,
     /// Every value that the file holds or that follows from it, by hook name.
     pub(crate) values: BTreeMap<String, Tensor>,
@@ -19,7 +18,7 @@ pub(crate) struct Golden {
 
 /// The names of all checkpoints.
 pub(crate) fn names() -> Vec<String> {
-    let entries = std::fs::read_dir(models()).unwrap();
+    let entries = FOLDERS.iter().flat_map(|folder| std::fs::read_dir(goldens().join(folder)).unwrap());
     let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
@@ -37,12 +36,22 @@ pub(crate) fn open(name: &str) -> Model {
 
 /// The weights of a checkpoint under another configuration.
 pub(crate) fn open_with(name: &str, config: &Path) -> mechinterp::base::Result<Model> {
+    Model::open(config, &weight_files(name), DType::F32, &Device::Cpu)
+}
+
+/// `config.json` of a checkpoint.
+pub(crate) fn config_path(name: &str) -> PathBuf {
+    dir(name).join("config.json")
+}
+
+/// The files with a checkpoint's weights, in order.
+pub(crate) fn weight_files(name: &str) -> Vec<PathBuf> {
     let files = std::fs::read_dir(dir(name)).unwrap().map(|entry| entry.unwrap().path());
     let is_weights =
         |p: &PathBuf| p.extension().unwrap() == "safetensors" && p.file_name().unwrap() != "golden.safetensors";
     let mut weights: Vec<PathBuf> = files.filter(is_weights).collect();
     weights.sort();
-    Model::open(config, &weights, DType::F32, &Device::Cpu)
+    weights
 }
 
 impl Golden {
@@ -53,7 +62,7 @@ impl Golden {
         let tokens = values.remove("tokens").unwrap().to_dtype(DType::U32).unwrap();
         let logits = values.remove("logits").unwrap();
         complete(&mut values, &tokens, &logits, model.config());
-        Self { name: name.into(), model, values, tokens, logits }
+        Self { model, values, tokens, logits }
     }
 
     /// The model's own value at every point, and its logits.
@@ -99,10 +108,14 @@ fn complete(values: &mut BTreeMap<String, Tensor>, tokens: &Tensor, logits: &Ten
     values.entry(Site::UnembedOut.name().into()).or_insert_with(|| logits.clone());
 }
 
-fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models")
+/// Mixtures of experts have a folder of their own.
+const FOLDERS: [&str; 2] = ["models", "mixtures"];
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
 fn dir(name: &str) -> PathBuf {
-    models().join(name)
+    let mut folders = FOLDERS.iter().map(|folder| goldens().join(folder).join(name));
+    folders.find(|dir| dir.is_dir()).unwrap_or_else(|| panic!("no checkpoint {name}"))
 }

@@ -70,9 +70,17 @@ fn the_residual_stream_adds_up() {
         match block.config.layout {
             // The stream itself is normalised after each addition, so that the norm undoes the sum's size and mean.
             BlockLayout::StreamNorm => {
-                block.assert("ln1 of the sum", &denormalised(block, Site::Ln1Scale, Site::Ln1Normalized), &centred(&with_attention));
+                block.assert(
+                    "ln1 of the sum",
+                    &denormalised(block, Site::Ln1Scale, Site::Ln1Normalized),
+                    &centred(&with_attention),
+                );
                 let with_mlp = (block.at(Site::ResidMid) + block.at(Site::MlpAdded)).unwrap();
-                block.assert("ln2 of the sum", &denormalised(block, Site::Ln2Scale, Site::Ln2Normalized), &centred(&with_mlp));
+                block.assert(
+                    "ln2 of the sum",
+                    &denormalised(block, Site::Ln2Scale, Site::Ln2Normalized),
+                    &centred(&with_mlp),
+                );
             }
             layout if layout.is_parallel() => {
                 assert!(!block.has(Site::ResidMid), "{}", block.name);
@@ -196,7 +204,7 @@ fn a_pass_stops_after_the_last_point_it_needs() {
         let model = open(&name);
         let tokens = model.tokens(&[[3u32, 4, 5]]).unwrap();
         let everything = HookPoint::all(model.config());
-        for site in [Site::Z, Site::MlpPost, Site::ResidPost] {
+        for site in [Site::Z, Site::MlpHookOut, Site::ResidPost] {
             let last = HookPoint::block(0, site);
             // An edit with NaN above the captured point would poison the result if it were computed.
             let poison = Edit::new(HookPoint::block(1, Site::ResidPre), EditOp::Scale(f64::NAN));
@@ -216,72 +224,69 @@ fn a_pass_stops_after_the_last_point_it_needs() {
     }
 }
 
-/// Logits of the last position, `[v]`.
-fn last_logits(model: &Model, tokens: &[u32]) -> Tensor {
-    let run = model.forward(&model.tokens(&[tokens]).unwrap(), &HookPlan::new().with_logits()).unwrap();
+/// Plans without and with edits, all of which must hold for every step as for a whole pass.
+fn plans(config: &ModelConfig, prompt: usize, length: usize) -> Vec<HookPlan> {
+    let direction: Vec<f32> = (0..config.d_model).map(|i| if i % 3 == 0 { 4.0 } else { -1.5 }).collect();
+    let direction = Tensor::new(direction, &Device::Cpu).unwrap();
+    let add = || Edit::new(HookPoint::block(0, Site::ResidPost), EditOp::Add(direction.clone()));
+    let rotary = HookPoint::block(1, Site::RotK).check(config).is_ok();
+    let key_site = if rotary { Site::RotK } else { Site::K };
+    let edits = [
+        add(),
+        add().positions(Positions::From(prompt)),
+        add().positions(Positions::List(vec![2, length - 2])),
+        Edit::new(HookPoint::block(1, key_site), EditOp::Scale(-2.0)),
+        Edit::new(HookPoint::block(1, Site::Z), EditOp::Ablate).head(1),
+        Edit::new(HookPoint::block(1, Site::AttnPattern), EditOp::Ablate).head(0),
+    ];
+    std::iter::once(HookPlan::new()).chain(edits.map(|edit| HookPlan::new().edit(edit))).collect()
+}
+
+/// Logits of the last position, `[v]`, of a whole pass.
+fn last_logits(model: &Model, tokens: &[u32], plan: &HookPlan) -> Tensor {
+    let run = model.forward(&model.tokens(&[tokens]).unwrap(), &plan.clone().with_logits()).unwrap();
     run.logits().unwrap().get(0).unwrap().get(tokens.len() - 1).unwrap()
 }
 
 #[test]
-fn steps_with_a_cache_give_the_logits_of_whole_passes() {
+fn steps_with_a_cache_give_the_logits_of_whole_passes_steered_and_not() {
+    const PROMPT: usize = 7;
     for name in names() {
         let golden = Golden::open(&name);
-        let tokens = golden.tokens.get(0).unwrap().to_vec1::<u32>().unwrap();
-        let plan = HookPlan::new().with_logits().resolve(golden.model.config()).unwrap();
-        let mut cache = KvCache::new();
-        // Windows and trained lengths of the checkpoints are between 4 and 16 positions.
-        let pieces = [7, 8, 10];
-        let mut start = 0;
-        for end in pieces.into_iter().chain(11..=tokens.len()).filter(|&end| end <= tokens.len()) {
-            let piece = golden.model.tokens(&[&tokens[start..end]]).unwrap();
-            let logits = golden.model.step(&piece, &plan, &mut cache).unwrap().logits.unwrap();
-            Close(1e-5).assert(&format!("{name} at {end}"), &logits, &last_logits(&golden.model, &tokens[..end]));
-            start = end;
+        let (model, tokens) = (&golden.model, golden.tokens.get(0).unwrap().to_vec1::<u32>().unwrap());
+        // Windows and trained lengths of the checkpoints lie between 4 and 16 positions.
+        let ends: Vec<usize> = [PROMPT, 8, 10].into_iter().chain(11..=tokens.len()).collect();
+        let plain = last_logits(model, &tokens, &HookPlan::new());
+        for (i, plan) in plans(model.config(), PROMPT, tokens.len()).iter().enumerate() {
+            let resolved = plan.clone().with_logits().resolve(model.config()).unwrap();
+            let (mut cache, mut start) = (KvCache::new(), 0);
+            for &end in ends.iter().filter(|&&end| end <= tokens.len()) {
+                let piece = model.tokens(&[&tokens[start..end]]).unwrap();
+                let logits = model.step(&piece, &resolved, &mut cache).unwrap().logits.unwrap();
+                let whole = last_logits(model, &tokens[..end], plan);
+                Close(1e-5).assert(&format!("{name} plan {i} at {end}"), &logits, &whole);
+                start = end;
+            }
+            assert_eq!((start, cache.len()), (tokens.len(), tokens.len()));
+            let moved = Close::distance("steered", &last_logits(model, &tokens, plan), &plain);
+            assert_eq!(i > 0, moved > 1e-3, "{name}: plan {i} moves logits by {moved:.1e}");
         }
-        assert_eq!(start, tokens.len());
     }
-}
-
-/// Greedy generation by running the whole sequence again for every token.
-fn recompute(model: &Model, prompt: &[u32], plan: &HookPlan, n: usize) -> Vec<u32> {
-    let mut tokens = prompt.to_vec();
-    for _ in 0..n {
-        let run = model.forward(&model.tokens(&[&tokens]).unwrap(), &plan.clone().with_logits()).unwrap();
-        let last = run.logits().unwrap().get(0).unwrap().get(tokens.len() - 1).unwrap();
-        tokens.push(last.argmax(0).unwrap().to_scalar::<u32>().unwrap());
-    }
-    tokens.split_off(prompt.len())
 }
 
 #[test]
-fn cached_generation_equals_recomputation_steered_and_not() {
+fn greedy_generation_takes_the_most_likely_token_of_whole_passes() {
+    let settings = GenerateSettings { max_new_tokens: 8, temperature: 0.0, top_p: None, seed: 0, stop_tokens: vec![] };
     for name in names() {
         let model = open(&name);
-        let config = model.config();
-        let prompt = [7u32, 21, 9, 33, 14, 5, 30];
-        let direction: Vec<f32> = (0..config.d_model).map(|i| if i % 3 == 0 { 4.0 } else { -1.5 }).collect();
-        let direction = Tensor::new(direction, &Device::Cpu).unwrap();
-        let post = HookPoint::block(0, Site::ResidPost);
-        let add = || Edit::new(post, EditOp::Add(direction.clone()));
-        let rotary = HookPoint::block(1, Site::RotK).check(config).is_ok();
-        let key_site = if rotary { Site::RotK } else { Site::K };
-        let plans = [
-            HookPlan::new(),
-            HookPlan::new().edit(add()),
-            HookPlan::new().edit(add().positions(Positions::From(prompt.len()))),
-            HookPlan::new().edit(add().positions(Positions::List(vec![2, 8]))),
-            HookPlan::new().edit(Edit::new(HookPoint::block(1, key_site), EditOp::Scale(-2.0))),
-            HookPlan::new().edit(Edit::new(HookPoint::block(1, Site::Z), EditOp::Ablate).head(1)),
-        ];
-        let n = 8;
-        let settings =
-            GenerateSettings { max_new_tokens: n, temperature: 0.0, top_p: None, seed: 0, stop_tokens: vec![] };
-        let mut texts = Vec::new();
-        for plan in &plans {
-            let cached = generate(&model, &prompt, plan, &settings, |_| Ok(())).unwrap();
-            assert_eq!(cached, recompute(&model, &prompt, plan, n), "{name} {plan:?}");
-            texts.push(cached);
+        let mut tokens = vec![7u32, 21, 9, 33, 14, 5, 30];
+        let plan = plans(model.config(), tokens.len(), 15).swap_remove(2);
+        let generated = generate(&model, &tokens, &plan, &settings, |_| Ok(())).unwrap();
+        for token in generated {
+            let likely = last_logits(&model, &tokens, &plan).argmax(0).unwrap().to_scalar::<u32>().unwrap();
+            tokens.push(likely);
+            assert_eq!(token, likely, "{name} at {}", tokens.len());
         }
-        assert!(texts[1..].iter().any(|t| *t != texts[0]), "{name}: no edit changed anything");
+        assert_eq!(tokens.len(), 15);
     }
 }

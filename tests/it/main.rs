@@ -14,4 +14,5 @@ mod identities;
 mod kill;
 mod layers;
 mod parity;
+mod passes;
 mod real_model;

@@ -60,6 +60,7 @@ pub(super) fn parse(fields: &Fields<'_>) -> Result<(ModelConfig, Names)> {
             gated: false,
             activation: Activation::from_name(&fields.string_or("activation", "gelu")?)?,
             bias,
+            experts: None,
         },
         embedding: Embedding::plain(d_model),
         residual_multiplier: 1.0,

@@ -80,13 +80,11 @@ fn rotations(fields: &Fields<'_>) -> Result<(Rotary, Rotary)> {
     let local_theta = fields.f64_or("rope_local_base_freq", 10_000.0)?;
     let local = RopeDefaults { theta: local_theta, ..defaults };
     let nested = |kind, defaults| rope::parse_nested(fields, kind, d_head, defaults);
-    match (nested("full_attention", defaults)?, nested("sliding_attention", local)?) {
-        (Some(global), Some(local)) => Ok((global, local)),
-        _ => {
-            let global = rope::parse(fields, d_head, defaults)?;
-            Ok((global, Rotary { dims: d_head, theta: local_theta, scaling: RopeScaling::None }))
-        }
+    if let (Some(global), Some(local)) = (nested("full_attention", defaults)?, nested("sliding_attention", local)?) {
+        return Ok((global, local));
     }
+    let global = rope::parse(fields, d_head, defaults)?;
+    Ok((global, Rotary { dims: d_head, theta: local_theta, scaling: RopeScaling::None }))
 }
 
 fn with_defaults(fields: &Fields<'_>) -> Value {

@@ -40,6 +40,7 @@ pub(super) fn parse(fields: &Fields<'_>) -> Result<(ModelConfig, Names)> {
             gated: false,
             activation: Activation::from_name(&fields.string_or("activation_function", "gelu_new")?)?,
             bias: true,
+            experts: None,
         },
         embedding: Embedding::plain(d_model),
         residual_multiplier: 1.0,

@@ -3,7 +3,7 @@
 
 use crate::base::Result;
 
-use super::super::config::{Activation, Attention, BlockLayout, Embedding, Mlp, ModelConfig, Norm, Position};
+use super::super::config::{Activation, Attention, BlockLayout, Embedding, Experts, Mlp, ModelConfig, Norm, Position};
 use super::rope::{self, RopeDefaults};
 use super::{Fields, LinearOrder, MlpNames, Names, Qkv};
 
@@ -80,6 +80,7 @@ pub(super) fn parse(fields: &Fields<'_>, family: &'static str, defaults: Default
             gated: true,
             activation: Activation::from_name(&fields.string_or("hidden_act", "silu")?)?,
             bias: fields.bool_or("mlp_bias", false)?,
+            experts: None,
         },
         embedding: Embedding::plain(d_model),
         residual_multiplier: 1.0,
@@ -94,5 +95,21 @@ pub(super) fn head_width(fields: &Fields<'_>, d_model: usize, n_heads: usize, de
     match default {
         Some(default) if !fields.names("head_dim") => Ok(default),
         _ => fields.usize_or("head_dim", shared),
+    }
+}
+
+impl ModelConfig {
+    /// Without the biases of attention and MLP that Llama may have.
+    pub(super) fn without_biases(self) -> Self {
+        Self {
+            attention: Attention { qkv_bias: false, out_bias: false, ..self.attention },
+            mlp: Mlp { bias: false, ..self.mlp },
+            ..self
+        }
+    }
+
+    /// With a mixture of MLPs in place of one.
+    pub(super) fn with_experts(self, experts: Experts) -> Self {
+        Self { mlp: Mlp { experts: Some(experts), ..self.mlp }, ..self }
     }
 }

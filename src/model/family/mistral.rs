@@ -2,7 +2,7 @@
 
 use crate::base::Result;
 
-use super::super::config::{Attention, Mlp, ModelConfig};
+use super::super::config::ModelConfig;
 use super::llama_like::{self, Defaults};
 use super::rope::RopeDefaults;
 use super::{Fields, Names, layers};
@@ -18,12 +18,7 @@ pub(super) fn parse(fields: &Fields<'_>) -> Result<(ModelConfig, Names)> {
         "layer_types",
         "Mistral's layers are all alike; checkpoints whose layers differ are of type ministral",
     )?;
-    let base = llama_like::parse(fields, "mistral", DEFAULTS)?;
-    let config = ModelConfig {
-        windows: layers::same_window(fields, base.n_layers, Some(4096))?,
-        attention: Attention { qkv_bias: false, out_bias: false, ..base.attention },
-        mlp: Mlp { bias: false, ..base.mlp },
-        ..base
-    };
+    let base = llama_like::parse(fields, "mistral", DEFAULTS)?.without_biases();
+    let config = ModelConfig { windows: layers::same_window(fields, base.n_layers, Some(4096))?, ..base };
     Ok((config, llama_like::NAMES))
 }

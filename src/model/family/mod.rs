@@ -23,13 +23,17 @@ mod layers;
 mod llama;
 mod llama_like;
 mod mistral;
+mod mixtral;
 mod olmo;
 mod olmo2;
+mod olmoe;
 mod opt;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod rope;
 mod smollm3;
 mod stablelm;
@@ -83,6 +87,8 @@ pub enum MlpNames {
         /// The projection out.
         down: &'static str,
     },
+    /// A mixture of gated MLPs.
+    Experts(ExpertNames),
     /// Gate and up in one tensor, the gate first.
     FusedGate {
         /// Both projections in.
@@ -90,6 +96,19 @@ pub enum MlpNames {
         /// The projection out.
         down: &'static str,
     },
+}
+
+/// The names of a mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertNames {
+    /// The projection to the experts' weights.
+    pub router: &'static str,
+    /// What stands before an expert's number.
+    pub experts: &'static str,
+    /// Gate, up and down of one expert.
+    pub projections: [&'static str; 3],
+    /// The shared expert and the projection to its weight.
+    pub shared: Option<[&'static str; 2]>,
 }
 
 /// The names of a family's tensors. Names inside a block follow `block` and the layer number.
@@ -171,6 +190,10 @@ families! {
     "stablelm" stablelm::parse,
     "starcoder2" starcoder2::parse,
     "granite" granite::parse,
+    "mixtral" mixtral::parse,
+    "qwen2_moe" qwen2_moe::parse,
+    "qwen3_moe" qwen3_moe::parse,
+    "olmoe" olmoe::parse,
 }
 
 /// Reads a parsed `config.json`. `path` is named in errors.
@@ -196,5 +219,83 @@ pub fn parse(config: &Value, path: &Path) -> Result<(ModelConfig, Names)> {
         )?;
     }
     let (config, names) = parse(&fields)?;
+    if fields.get("layer_types").is_some() && config.windows.iter().all(Option::is_none) {
+        // Types that do not read the field have layers that are all alike.
+        let n_layers = config.n_layers;
+        if layers::sliding(&fields, n_layers, |_| false)?.contains(&true) {
+            return Err(fields.unsupported("layer_types", "models of this type do not slide"));
+        }
+    }
     Ok((config.validate()?, names))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn with(model_type: &str, patch: Value) -> Result<(ModelConfig, Names)> {
+        let mut config = json!({
+            "model_type": model_type, "vocab_size": 8, "hidden_size": 64, "intermediate_size": 8, "ffn_dim": 8,
+            "num_hidden_layers": 4, "num_layers": 4, "num_attention_heads": 4, "num_heads": 4,
+            "num_key_value_heads": 2, "n_embd": 64, "n_layer": 4, "n_head": 4,
+        });
+        let object = config.as_object_mut().unwrap();
+        object.extend(patch.as_object().unwrap().clone());
+        if model_type == "gemma3" {
+            let text = json!({"text_config": object});
+            object.extend(text.as_object().unwrap().clone());
+        }
+        parse(&config, Path::new("config.json"))
+    }
+
+    #[test]
+    fn every_family_parses_from_its_sizes() {
+        for family in KNOWN {
+            let (config, _) = with(family, json!({})).unwrap_or_else(|e| panic!("{family}: {e}"));
+            assert_eq!((config.d_model, config.n_layers, config.n_heads), (64, 4, 4), "{family}");
+            assert!(with(family, json!({"pretraining_tp": 2, "attention_dropout": 0.1})).is_ok(), "{family}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error() {
+        let nested = json!({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
+                                                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}});
+        let (sliding, few, chunked) = (["sliding_attention"; 4], ["full_attention"; 3], ["chunked_attention"; 4]);
+        let cases = [
+            ("llama", json!({"rope_scaling": {"rope_type": "banana", "factor": 2.0}}), "banana"),
+            ("llama", json!({"hidden_act": "banana"}), "banana"),
+            ("llama", json!({"quantization_config": {"quant_method": "gptq"}}), "quantization_config"),
+            ("llama", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+            ("llama", json!({"layer_types": sliding}), "layer_types"),
+            ("llama", nested, "rope_parameters"),
+            ("gpt2", json!({"add_cross_attention": true}), "add_cross_attention"),
+            ("gpt_neo", json!({"attention_types": [[["global", "banana"], 2]]}), "banana"),
+            ("gpt_neo", json!({"attention_types": [[["global", "local"], 3]]}), "attention_types"),
+            ("mistral", json!({"layer_types": sliding}), "layer_types"),
+            ("qwen2", json!({"layer_types": sliding}), "sliding_window"),
+            ("qwen3", json!({"layer_types": few}), "layer_types"),
+            ("gemma2", json!({"layer_types": chunked}), "chunked_attention"),
+            ("gemma3_text", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention"),
+            ("gemma3_text", json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}), "sliding_attention"),
+            (
+                "phi3",
+                json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}),
+                "factor",
+            ),
+            ("phi3", json!({"partial_rotary_factor": 0.2}), "rotated"),
+            ("falcon", json!({"new_decoder_architecture": true, "parallel_attn": false}), "parallel_attn"),
+            ("falcon", json!({"num_ln_in_parallel_attn": 2}), "num_ln_in_parallel_attn"),
+            ("falcon", json!({"multi_query": false, "num_kv_heads": 2}), "num_kv_heads"),
+            ("smollm3", json!({"no_rope_layers": [1, 0]}), "no_rope_layers"),
+            ("starcoder2", json!({"mlp_type": "gated"}), "mlp_type"),
+            ("mamba", json!({}), "mamba"),
+        ];
+        for (family, patch, needle) in cases {
+            let error = with(family, patch.clone()).expect_err(&format!("{family} {patch}")).to_string();
+            assert!(error.contains(needle), "{family} {patch}: {error}");
+        }
+    }
 }

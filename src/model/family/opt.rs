@@ -55,6 +55,7 @@ pub(super) fn parse(fields: &Fields<'_>) -> Result<(ModelConfig, Names)> {
             gated: false,
             activation: Activation::from_name(&fields.string_or("activation_function", "relu")?)?,
             bias,
+            experts: None,
         },
         embedding: Embedding { width: fields.usize_or("word_embed_proj_dim", d_model)?, ..Embedding::plain(d_model) },
         residual_multiplier: 1.0,

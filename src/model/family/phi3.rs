@@ -3,7 +3,7 @@
 
 use crate::base::Result;
 
-use super::super::config::{Attention, Mlp, ModelConfig};
+use super::super::config::ModelConfig;
 use super::llama_like::{self, Defaults};
 use super::rope::RopeDefaults;
 use super::{Fields, FusedOrder, MlpNames, Names, Qkv, layers};
@@ -21,12 +21,7 @@ const NAMES: Names = Names {
 };
 
 pub(super) fn parse(fields: &Fields<'_>) -> Result<(ModelConfig, Names)> {
-    let base = llama_like::parse(fields, "phi3", DEFAULTS)?;
-    let config = ModelConfig {
-        windows: layers::same_window(fields, base.n_layers, None)?,
-        attention: Attention { qkv_bias: false, out_bias: false, ..base.attention },
-        mlp: Mlp { bias: false, ..base.mlp },
-        ..base
-    };
+    let base = llama_like::parse(fields, "phi3", DEFAULTS)?.without_biases();
+    let config = ModelConfig { windows: layers::same_window(fields, base.n_layers, None)?, ..base };
     Ok((config, NAMES))
 }

@@ -62,11 +62,11 @@ fn rotary(
 ) -> Result<Rotary> {
     let key = "partial_rotary_factor";
     let partial = own.f64_or(key, fields.f64_or(key, defaults.partial.unwrap_or(1.0))?)?;
-    if defaults.partial.is_none() && partial != 1.0 {
+    let dims = (d_head as f64 * partial) as usize;
+    if defaults.partial.is_none() && dims != d_head {
         let holder = if own.get(key).is_some() { own } else { fields };
         return Err(holder.unsupported(key, "models of this type rotate whole heads"));
     }
-    let dims = (d_head as f64 * partial) as usize;
     let scaling = match scaling {
         Some(scaling) => scaling_of(scaling, fields, dims, defaults.context_length)?,
         None => RopeScaling::None,

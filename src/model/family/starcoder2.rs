@@ -1,4 +1,4 @@
-//! StarCoder 2 (`configuration_starcoder2.py`): Llama with LayerNorm, a plain MLP and biases.
+//! Starcoder 2 (`configuration_starcoder2.py`): Llama with LayerNorm, a plain MLP and biases.
 
 use crate::base::Result;
 

@@ -149,10 +149,12 @@ def attention_hooks(golden, p, config, parts, model, record, block, pattern, tur
     golden |= {p + "attn.hook_pattern": pattern, p + "attn.hook_z": z}
 
 
-def mlp_hooks(golden, p, parts, record, block, like):
+def mlp_hooks(golden, p, parts, record, block, like, experts_per_token):
     golden[p + "mlp.hook_in"] = record.ins[block + (parts.mlp or parts.up)].view(like.shape)
     if parts.router:
-        golden[p + "mlp.hook_expert_weights"] = record.outs[block + parts.router].softmax(-1)
+        weights = record.outs[block + parts.router].softmax(-1)
+        golden[p + "mlp.hook_expert_weights"] = weights
+        golden[p + "mlp.hook_expert_indices"] = weights.topk(experts_per_token, -1).indices
         return
     if parts.gate_up:
         golden[p + "mlp.hook_pre"], golden[p + "mlp.hook_pre_linear"] = record.outs[block + parts.gate_up].chunk(2, -1)
@@ -170,7 +172,7 @@ def block_hooks(golden, layer, config, parts, model, record, pattern, turned):
     p, block = f"blocks.{layer}.", f"{parts.blocks}.{layer}."
     resid_pre, resid_post = record.ins[block[:-1]], record.outs[block[:-1]]
     attention_hooks(golden, p, config, parts, model, record, block, pattern, turned)
-    mlp_hooks(golden, p, parts, record, block, resid_pre)
+    mlp_hooks(golden, p, parts, record, block, resid_pre, getattr(config, "num_experts_per_tok", None))
     norms = {"ln1": parts.ln1, "ln2": parts.ln2, "ln1_post": parts.ln1_post, "ln2_post": parts.ln2_post}
     for name, path in norms.items():
         if path:
@@ -207,8 +209,10 @@ def block_hooks(golden, layer, config, parts, model, record, pattern, turned):
 def capture(model, tokens):
     """Tokens, logits and every hook point's value for one forward pass."""
     config, parts, record = text_config(model.config), modules_of(model.config), Record(model)
+    # Without a head mask Falcon's eager attention adds its position bias twice: in the mask and to the scores.
+    once = dict(head_mask=torch.ones(config.num_hidden_layers, config.num_attention_heads)) if getattr(config, "alibi", False) else {}
     try:
-        result = model(tokens, output_attentions=True, use_cache=False)
+        result = model(tokens, output_attentions=True, use_cache=False, **once)
     finally:
         record.close()
     layers = len(model.get_submodule(parts.blocks))

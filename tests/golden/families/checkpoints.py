@@ -26,6 +26,7 @@ WIDE = dict(vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_laye
 ROPE = {**GROUPED, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64}
 ORIGINAL = dict(original_max_position_embeddings=16)
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, **ORIGINAL)
+YARN = dict(rope_type="yarn", factor=3.0, original_max_position_embeddings=8)
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12)
 
 
@@ -86,9 +87,9 @@ CHECKPOINTS = {
     "llama-v5": Checkpoint(  # transformers 5 keeps everything about rotation in one place
         hf.LlamaConfig(**ROPE, rope_theta=300.0, rope_scaling=LLAMA3),
         written=dict(rope_theta=None, rope_scaling=None, rope_parameters=dict(rope_theta=300.0, **LLAMA3))),
-    "llama-yarn": Checkpoint(hf.LlamaConfig(**ROPE, rope_theta=500.0,
-                                            rope_scaling=dict(rope_type="yarn", factor=4.0, beta_fast=4.0, **ORIGINAL)),
-                                            length=20),
+    "llama-yarn": Checkpoint(  # the ramp begins and ends inside the four frequencies
+        hf.LlamaConfig(**ROPE, rope_theta=20.0, rope_scaling=dict(rope_type="yarn", factor=4.0, beta_fast=1.0, beta_slow=0.2, **ORIGINAL)),
+        length=20),
     # transformers 4 reads the trained length of longrope beside max_position_embeddings, not inside rope_scaling.
     "llama-longrope": Checkpoint(
         hf.LlamaConfig(**ROPE, **ORIGINAL, rope_scaling=dict(rope_type="longrope", short_factor=[1.0, 1.1, 1.2, 1.3],
@@ -102,8 +103,7 @@ CHECKPOINTS = {
                                        max_window_layers=1, tie_word_embeddings=True),
                         written=dict(layer_types=None)),
     "qwen2-yarn": Checkpoint(  # a window that is switched off, as in the released files
-        hf.Qwen2Config(**GROUPED, rope_theta=500.0, rope_scaling=dict(rope_type="yarn", factor=4.0,
-                                                                      original_max_position_embeddings=8)),
+        hf.Qwen2Config(**GROUPED, rope_theta=500.0, rope_scaling=YARN),
         written=dict(layer_types=None, sliding_window=4, max_window_layers=1, use_sliding_window=False)),
 
     "qwen3": Checkpoint(hf.Qwen3Config(**GROUPED, head_dim=8, tie_word_embeddings=True, rope_theta=1e6), sparse=True,
@@ -204,11 +204,10 @@ CHECKPOINTS = {
                           length=10, sparse=True,
                           written=dict(layer_types=None, no_rope_layers=None)),
     "smollm3-window": Checkpoint(
-        hf.SmolLM3Config(**but(GROUPED, num_hidden_layers=3), pad_token_id=0, no_rope_layers=[0, 1, 1], use_sliding_window=True,
-                         sliding_window=5, attention_bias=True,
-                         mlp_bias=True, rope_theta=300.0, rope_scaling=dict(rope_type="yarn", factor=4.0,
-                                                                            original_max_position_embeddings=8),
-                                                                            tie_word_embeddings=False)),
+        hf.SmolLM3Config(**but(GROUPED, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1), pad_token_id=0,
+                         no_rope_layers=[0, 1, 1], use_sliding_window=True, sliding_window=5, attention_bias=True, mlp_bias=True,
+                         rope_theta=20.0, tie_word_embeddings=False,
+                         rope_scaling=dict(**YARN, beta_fast=0.5, beta_slow=0.1, mscale=1.2, mscale_all_dim=0.7, truncate=False))),
 
     "stablelm": Checkpoint(hf.StableLmConfig(**but(GROUPED, num_attention_heads=2, num_key_value_heads=1), use_qkv_bias=True),
                            sparse=True),
@@ -225,7 +224,8 @@ CHECKPOINTS = {
     "granite": Checkpoint(hf.GraniteConfig(**GROUPED, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.3,
                                            logits_scaling=2.5, tie_word_embeddings=True)),
     "granite-biased": Checkpoint(hf.GraniteConfig(**GROUPED, residual_multiplier=1.7, attention_bias=True, mlp_bias=True,
-                                                  rms_norm_eps=1e-3, rope_theta=300.0), sparse=True),
+                                                  rms_norm_eps=1e-3, rope_theta=300.0, rope_scaling=dict(**YARN, attention_factor=1.3)),
+                                 sparse=True),
 }
 
 MIXTURES = {
