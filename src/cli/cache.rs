@@ -16,7 +16,7 @@ use super::{Common, Outcome};
 /// Arguments of `cache`.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(super) struct Args {
-    /// Hugging Face directory, hub id, or `demo`.
+    /// Hugging Face directory, hub id, `.gguf` file, or `demo`.
     #[arg(long, value_name = "MODEL")]
     model: String,
     /// Text: .txt, .jsonl or .parquet files, or a hub dataset; repeat the flag for several.

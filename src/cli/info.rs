@@ -17,7 +17,7 @@ use super::render::{BOLD, DIM, Table, Ui, paint, thousands};
 /// Arguments of `info`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Hugging Face directory, hub id, or `demo`.
+    /// Hugging Face directory, hub id, `.gguf` file, or `demo`.
     model: String,
     /// Also say of every hook point what it is, and which other points this model lacks.
     #[arg(long)]

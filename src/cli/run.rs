@@ -25,7 +25,7 @@ const BATCH_LOGITS: usize = 1 << 25;
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Hugging Face directory, hub id, or `demo`.
+    /// Hugging Face directory, hub id, `.gguf` file, or `demo`.
     model: String,
     #[command(flatten)]
     prompts: PromptArgs,

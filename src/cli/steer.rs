@@ -22,7 +22,7 @@ pub(super) const MAX_NORM_KEY: &str = "max_activation_norm";
 /// Arguments of `steer`.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Args {
-    /// Hugging Face directory, hub id, or `demo`.
+    /// Hugging Face directory, hub id, `.gguf` file, or `demo`.
     #[arg(long, value_name = "MODEL")]
     model: String,
     /// The dictionary.

@@ -16,3 +16,4 @@ mod layers;
 mod parity;
 mod passes;
 mod real_model;
+mod weights;

@@ -161,15 +161,29 @@ impl Gguf {
         })
     }
 
-    /// The list of numbers under `key`, unless it is absent.
+    /// The list of integers under `key`, unless it is absent.
     ///
     /// # Errors
     /// As [`Gguf::text`].
-    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
-        self.read(key, "a list of numbers", |value| {
-            let Value::Array { kind, count, bytes } = value else { return None };
-            parse::numbers(*kind, self.at(bytes), *count)
+    pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
+        self.read(key, "a list of integers", |value| {
+            self.scalars(value, |n| if let Value::Int(n) = n { i64::try_from(n).ok() } else { None })
         })
+    }
+
+    /// The list of floats under `key`, unless it is absent.
+    ///
+    /// # Errors
+    /// As [`Gguf::text`].
+    pub fn floats(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        self.read(key, "a list of floats", |value| {
+            self.scalars(value, |x| if let Value::Float(x) = x { Some(x) } else { None })
+        })
+    }
+
+    fn scalars<T>(&self, list: &Value, scalar: impl Fn(Value) -> Option<T>) -> Option<Vec<T>> {
+        let Value::Array { kind, count, bytes } = list else { return None };
+        parse::scalars(*kind, self.at(bytes), *count, scalar)
     }
 
     /// Whether the value under `key` is a list.

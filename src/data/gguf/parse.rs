@@ -52,15 +52,10 @@ pub(super) fn texts(bytes: &[u8], count: usize) -> Option<Vec<&str>> {
     Some(texts)
 }
 
-/// The numbers of an array that was checked before.
-pub(super) fn numbers(kind: u32, bytes: &[u8], count: usize) -> Option<Vec<f64>> {
+/// The scalars of an array that was checked before.
+pub(super) fn scalars<T>(kind: u32, bytes: &[u8], count: usize, scalar: impl Fn(Value) -> Option<T>) -> Option<Vec<T>> {
     let mut reader = Reader { file: bytes, at: 0 };
-    let number = |_| match reader.value(kind).ok()? {
-        Value::Int(n) => Some(n as f64),
-        Value::Float(x) => Some(x),
-        _ => None,
-    };
-    (0..count).map(number).collect()
+    (0..count).map(|_| scalar(reader.value(kind).ok()?)).collect()
 }
 
 /// Bytes of a scalar of a metadata type.
@@ -190,7 +185,7 @@ impl<'a> Reader<'a> {
         } else {
             // Lists of lists are in the format, but no model has any.
             let len = width(kind).ok_or_else(|| Damaged(format!("a list of the unknown type {kind}")))?;
-            self.take(len.checked_mul(count).unwrap_or(usize::MAX), "a list")?;
+            self.take(len.saturating_mul(count), "a list")?;
         }
         Ok(Value::Array { kind, count, bytes: start..self.at })
     }

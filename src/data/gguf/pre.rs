@@ -1,6 +1,6 @@
 //! How byte-level tokenizers cut text before merging, by the name that llama.cpp gives it (`tokenizer.ggml.pre`,
 //! `get_vocab_base_pre` of `convert_hf_to_gguf.py`). The pieces are those of the `tokenizer.json` that the name stands
-//! for, which llama.cpp approximates.
+//! for, which llama.cpp spells with patterns of its own.
 
 use serde_json::{Value, json};
 
@@ -14,6 +14,11 @@ const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const FALCON: [&str; 3] = [
+    r"[\p{P}\$\+<=>\^~\|`]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    "[0-9][0-9][0-9]",
+];
 const DEEPSEEK_V3: [&str; 3] = [
     r"\p{N}{1,3}",
     "[一-龥぀-ゟ゠-ヿ]+",
@@ -38,7 +43,6 @@ enum Cut {
     Gpt2,
     /// Every digit by itself, then GPT-2's pattern.
     Digits,
-    Falcon,
     /// Each pattern in turn on what those before it left.
     Patterns(&'static [&'static str]),
 }
@@ -51,7 +55,7 @@ const NAMES: [(&str, Cut); 20] = [
     ("starcoder", Cut::Digits),
     ("refact", Cut::Digits),
     ("minerva-7b", Cut::Digits),
-    ("falcon", Cut::Falcon),
+    ("falcon", Cut::Patterns(&FALCON)),
     ("llama-bpe", Cut::Patterns(&[LLAMA3])),
     ("llama3", Cut::Patterns(&[LLAMA3])),
     ("llama-v3", Cut::Patterns(&[LLAMA3])),
@@ -104,16 +108,9 @@ impl Cut {
     fn json(&self) -> Value {
         let level = |use_regex| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
         let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
-        let digits = |each| json!({"type": "Digits", "individual_digits": each});
         let steps = match self {
             Self::Gpt2 => vec![level(true)],
-            Self::Digits => vec![digits(true), level(true)],
-            Self::Falcon => vec![
-                json!({"type": "Punctuation", "behavior": "Contiguous"}),
-                level(true),
-                digits(false),
-                split("[0-9][0-9][0-9]"),
-            ],
+            Self::Digits => vec![json!({"type": "Digits", "individual_digits": true}), level(true)],
             Self::Patterns(patterns) => patterns.iter().map(|&p| split(p)).chain([level(false)]).collect(),
         };
         json!({"type": "Sequence", "pretokenizers": steps})

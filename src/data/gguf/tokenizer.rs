@@ -1,4 +1,4 @@
-//! A tokenizer out of GGUF metadata: byte-level BPE (`gpt2`) and SentencePiece BPE (`llama`), as the `tokenizer.json`
+//! A tokenizer out of GGUF metadata: byte-level BPE (`gpt2`) and `sentencepiece`'s BPE (`llama`), as the `tokenizer.json`
 //! of the same model has them.
 
 use serde_json::{Value, json};
@@ -11,11 +11,12 @@ use super::Gguf;
 use super::pre::Pre;
 
 /// `llama_token_type`.
-const UNKNOWN: f64 = 2.0;
-const CONTROL: f64 = 3.0;
-const USER_DEFINED: f64 = 4.0;
-const UNUSED: f64 = 5.0;
-const BYTE: f64 = 6.0;
+const NORMAL: i64 = 1;
+const UNKNOWN: i64 = 2;
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+const UNUSED: i64 = 5;
+const BYTE: i64 = 6;
 
 /// A tokenizer with what metadata says about its special tokens.
 pub(in crate::data) struct Built {
@@ -33,7 +34,7 @@ pub(in crate::data) struct Built {
 pub(in crate::data) fn build(gguf: &Gguf) -> Result<Built> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let tokens = gguf.texts(&key("tokens"))?.ok_or_else(|| gguf.lacks("'tokenizer.ggml.tokens'"))?;
-    let types = gguf.numbers(&key("token_type"))?.unwrap_or_else(|| vec![1.0; tokens.len()]);
+    let types = gguf.integers(&key("token_type"))?.unwrap_or_else(|| vec![NORMAL; tokens.len()]);
     if types.len() != tokens.len() {
         let found = format!("{} tokens and {} types", tokens.len(), types.len());
         return Err(gguf.wrong("a type for every token", found));
@@ -51,7 +52,7 @@ pub(in crate::data) fn build(gguf: &Gguf) -> Result<Built> {
             });
         }
     };
-    inner.add_tokens(pieces.added()).map_err(|e| pieces.failed(&*e))?;
+    inner.add_tokens(pieces.added()?).map_err(|e| pieces.failed(&*e))?;
     let id = |name: &str| -> Result<Option<u32>> {
         let id = gguf.usize(&key(name))?.filter(|&id| id < pieces.tokens.len());
         Ok(id.and_then(|id| u32::try_from(id).ok()))
@@ -64,7 +65,7 @@ pub(in crate::data) fn build(gguf: &Gguf) -> Result<Built> {
 struct Pieces<'a> {
     gguf: &'a Gguf,
     tokens: Vec<&'a str>,
-    types: Vec<f64>,
+    types: Vec<i64>,
 }
 
 impl<'a> Pieces<'a> {
@@ -76,10 +77,18 @@ impl<'a> Pieces<'a> {
     }
 
     /// Tokens that are looked for in text before it is cut: special ones, and those that a user added.
-    fn added(&self) -> Vec<AddedToken> {
+    fn added(&self) -> Result<Vec<AddedToken>> {
+        // The one setting of added tokens that metadata cannot say: Phi-3's swallow the spaces behind them
+        // (`llama_vocab::impl::load`).
+        let name = self.gguf.text("general.name")?.unwrap_or_default().to_lowercase();
+        let swallow = name.contains("phi-3") || name.contains("phi3");
+        let swallows = |token: &str| swallow && !["<unk>", "<s>", "<|endoftext|>"].contains(&token);
         let typed = self.tokens.iter().zip(&self.types);
         let added = typed.filter(|(token, kind)| !token.is_empty() && [UNKNOWN, CONTROL, USER_DEFINED].contains(kind));
-        added.map(|(token, &kind)| AddedToken::from(*token, kind != USER_DEFINED).normalized(false)).collect()
+        let token = |(token, kind): (&&str, &i64)| {
+            AddedToken::from(*token, *kind != USER_DEFINED).normalized(false).rstrip(swallows(token))
+        };
+        Ok(added.map(token).collect())
     }
 
     fn byte_level(&self) -> Result<(tokenizers::Tokenizer, bool)> {
@@ -100,7 +109,7 @@ impl<'a> Pieces<'a> {
 
     fn sentence_piece(&self) -> Result<(tokenizers::Tokenizer, bool)> {
         let gguf = self.gguf;
-        let scores = gguf.numbers("tokenizer.ggml.scores")?.ok_or_else(|| gguf.lacks("'tokenizer.ggml.scores'"))?;
+        let scores = gguf.floats("tokenizer.ggml.scores")?.ok_or_else(|| gguf.lacks("'tokenizer.ggml.scores'"))?;
         if scores.len() != self.tokens.len() {
             let found = format!("{} tokens and {} scores", self.tokens.len(), scores.len());
             return Err(gguf.wrong("a score for every token", found));
@@ -155,7 +164,7 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// The merges that a SentencePiece vocabulary implies: every way to put a piece together from two, the best scores
+/// The merges that a vocabulary with scores implies: every way to put a piece together from two, the best scores
 /// first (`generate_merges` of `transformers/convert_slow_tokenizer.py`).
 fn merges(tokens: &[&str], scores: &[f64], vocab: &Vocab) -> Merges {
     let mut all = Vec::new();

@@ -58,14 +58,15 @@ impl TensorType {
         Some(Self { name, block, bytes, candle })
     }
 
-    /// Bytes of a tensor of `shape`; `None` when its rows are no whole blocks or it is too large to exist.
+    /// Bytes of a tensor of `shape`; `None` when its rows are no whole blocks, or it is empty or too large to
+    /// exist.
     pub(super) fn size(&self, shape: &[usize]) -> Option<usize> {
         let row = shape.last().copied().unwrap_or(1);
         if row % self.block != 0 {
             return None;
         }
         let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
-        (count / self.block).checked_mul(self.bytes)
+        (count / self.block).checked_mul(self.bytes).filter(|&size| size > 0)
     }
 }
 

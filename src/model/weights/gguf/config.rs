@@ -45,9 +45,9 @@ impl<'a> Meta<'a> {
         if !self.gguf.is_list(&key) {
             return self.gguf.usize(&key);
         }
-        let list = self.gguf.numbers(&key)?.unwrap_or_default();
-        match list.first() {
-            Some(&first) if list.iter().all(|&n| n == first) && first >= 0.0 => Ok(Some(first as usize)),
+        let list = self.gguf.integers(&key)?.unwrap_or_default();
+        match list.first().and_then(|&first| usize::try_from(first).ok()) {
+            Some(first) if list.windows(2).all(|pair| pair.first() == pair.last()) => Ok(Some(first)),
             _ => Err(unsupported(self.gguf, &format!("its layers differ in '{key}'"))),
         }
     }
@@ -110,6 +110,9 @@ pub(in crate::model::weights) fn of(gguf: &Gguf) -> Result<Value> {
         key_value: meta.usize_or("attention.head_count_kv", meta.usize("attention.head_count")?)?,
         head: 0,
     };
+    if dims.layers > gguf.tensors().len() {
+        return Err(gguf.wrong(format!("tensors for {} blocks", dims.layers), gguf.tensors().len().to_string()));
+    }
     let head = meta.optional("attention.key_length")?;
     let dims = Dims { head: head.unwrap_or(dims.width / dims.heads.max(1)), ..dims };
     if let Some(value) = gguf.usize(&format!("{}.attention.value_length", arch.name))?
@@ -291,9 +294,9 @@ fn own(meta: &Meta<'_>, arch: &Arch, dims: &Dims, config: &mut Config) -> Result
             let two_norms = norm("attn_norm_2");
             let grouped = dims.key_value != 1 && dims.key_value != dims.heads;
             json!({
-                "num_kv_heads": dims.key_value, "ffn_hidden_size": config.get("intermediate_size"),
-                "multi_query": dims.key_value == 1, "new_decoder_architecture": two_norms || grouped,
-                "num_ln_in_parallel_attn": if two_norms { 2 } else { 1 },
+                "num_kv_heads": if grouped { dims.key_value } else { dims.heads }, "ffn_hidden_size": config.get("intermediate_size"),
+                "multi_query": dims.key_value == 1 || grouped, "new_decoder_architecture": two_norms || grouped,
+                "num_ln_in_parallel_attn": if two_norms { Some(2) } else { grouped.then_some(1) },
                 "parallel_attn": !norm("ffn_norm"), "alibi": false, "bias": biased("attn_qkv"), "activation": "gelu",
             })
         }

@@ -60,7 +60,8 @@ impl Change {
             Self::Transpose => stored.iter().rev().copied().collect(),
             Self::Deinterleave { heads } => (*heads > 0 && rows? % (2 * heads) == 0).then(|| stored.to_vec())?,
             Self::Group { heads, groups } => {
-                let whole = *groups > 0 && heads % groups == 0 && rows? % (heads + 2 * groups) == 0;
+                let fit = (1..=rows?).contains(heads) && (1..=*heads).contains(groups);
+                let whole = fit && heads % groups == 0 && rows? % (heads + 2 * groups) == 0;
                 whole.then(|| stored.to_vec())?
             }
             Self::Rows(range) => {
@@ -207,9 +208,8 @@ fn first_of_split(file: &Gguf) -> Result<Option<PathBuf>> {
     }
     let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let suffix = |number: usize| format!("-{number:05}-of-{count:05}.gguf");
-    let stem = name.strip_suffix(suffix(number + 1).as_str());
-    let stem =
-        stem.ok_or_else(|| file.wrong(format!("a file name that ends in {}", suffix(number + 1)), name.clone()))?;
+    let stem = name.strip_suffix(suffix(number.saturating_add(1)).as_str());
+    let stem = stem.ok_or_else(|| file.wrong("a file name that ends in its number among the parts", name.clone()))?;
     Ok(Some(file.path().with_file_name(format!("{stem}{}", suffix(1)))))
 }
 
@@ -282,8 +282,9 @@ fn changed(arch: &Arch, shape: &Heads, part: &str, suffix: &str, hf: &str, info:
         "attn_qkv" if arch.fused == Fused::ByHead => one(Change::Group { heads, groups: heads }),
         "attn_qkv" if arch.fused == Fused::ByGroup => one(Change::Group { heads, groups: key_value }),
         "attn_qkv" if arch.name == "phi2" => {
-            let width = info.shape.first().copied().unwrap_or_default() / (heads + 2 * key_value).max(1);
-            let starts = [0, heads, heads + key_value, heads + 2 * key_value].map(|n| n * width);
+            let all = heads.saturating_add(key_value.saturating_mul(2));
+            let width = info.shape.first().copied().unwrap_or_default() / all.max(1);
+            let starts = [0, heads, heads.saturating_add(key_value), all].map(|n| n.saturating_mul(width));
             let range = |n: usize| starts[n]..starts[n + 1];
             let part = |n, letter| (format!("{hf}.{letter}_proj.{suffix}"), Change::Rows(range(n)));
             vec![part(0, 'q'), part(1, 'k'), part(2, 'v')]

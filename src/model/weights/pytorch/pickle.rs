@@ -2,7 +2,7 @@
 //! noted, and refused unless it is one of those that `torch.save` writes for a state dict.
 //!
 //! Objects live in one arena and refer to each other by place, so that no input makes it copy, recurse or allocate
-//! more than a small multiple of its own length. Opcodes: CPython's `Lib/pickletools.py`.
+//! more than a small multiple of its own length. Opcodes: `CPython`'s `Lib/pickletools.py`.
 
 use std::collections::HashMap;
 
@@ -176,9 +176,8 @@ impl<'a> Machine<'a> {
                 self.push(Object::Persistent(id));
             }
             b'R' | 0x81 => self.call()?,
-            // BUILD sets attributes, such as the `_metadata` of a state dict; the object itself stays.
-            b'b' => drop(self.pop()?),
-            b'0' => drop(self.pop()?),
+            // BUILD sets attributes, such as the `_metadata` of a state dict; the object itself stays. POP drops one.
+            b'b' | b'0' => drop(self.pop()?),
             _ => return Err(Fault::Opcode(code)),
         }
         Ok(None)
