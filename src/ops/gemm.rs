@@ -30,6 +30,16 @@ impl<'a> Matrix<'a> {
         Self { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
+    /// `[rows, cols]` out of `data`, whose rows begin `stride` apart.
+    ///
+    /// # Panics
+    /// When the last row ends outside `data`: a defect of the caller.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        let view = Self { data, rows, cols, row_stride: stride, col_stride: 1 };
+        assert!(view.extent() <= data.len(), "a [{rows}, {cols}] matrix with rows {stride} apart in {}", data.len());
+        view
+    }
+
     /// The transpose, `[cols, rows]`.
     #[must_use]
     pub fn t(self) -> Self {

@@ -3,8 +3,12 @@
 //! Every kernel cuts its work into pieces of fixed size and reduces them in a fixed order, so the same input gives
 //! the same bits on any number of threads.
 
+pub mod attend;
+pub mod bf16;
 pub mod gemm;
+pub mod lanes;
 pub mod sparse;
+pub mod threads;
 mod vector;
 
 pub use gemm::Matrix;

@@ -19,7 +19,7 @@ macro_rules! vectorised {
 
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
                 fn avx512($($arg: $type),*) $(-> $ret)? { body($($arg),*) }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $type),*) $(-> $ret)? { body($($arg),*) }
@@ -56,7 +56,7 @@ pub(super) fn instructions() -> Instructions {
     use std::arch::is_x86_feature_detected as has;
     if !(has!("avx2") && has!("fma")) {
         Instructions::Baseline
-    } else if has!("avx512f") && has!("avx512vl") && has!("avx512dq") {
+    } else if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") {
         Instructions::Avx512
     } else {
         Instructions::Avx2

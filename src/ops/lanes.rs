@@ -1,0 +1,393 @@
+//! Elementwise work of a transformer in single sweeps: rounding, exponentials, activations, norms, rotation, softmax.
+
+#![expect(clippy::inline_always, reason = "a body must be inlined to be compiled for its caller's instruction set")]
+
+use super::vector::vectorised;
+
+/// Numbers worked on at once.
+pub(super) const LANES: usize = 16;
+
+/// The nonlinearities of transformer MLPs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · Φ(x)`
+    Gelu,
+    /// The tanh approximation of it.
+    GeluTanh,
+    /// `x · σ(1.702 x)`
+    QuickGelu,
+    /// `x · σ(x)`
+    Silu,
+    /// `max(x, 0)`
+    Relu,
+}
+
+/// bf16 bits nearest to `x`, ties to even; NaN stays NaN.
+#[inline(always)]
+fn bf16_bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded }) as u16
+}
+
+/// `e^x` within 2 units in the last place; exactly 0 below −87.3, infinite above 88.7 (Cephes' reduction and
+/// polynomial).
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // ln 2 in two parts, so that the first product is exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding it rounds to whole numbers
+    let clamped = x.clamp(-87.3, 88.7);
+    let n = clamped * std::f32::consts::LOG2_E + ROUND;
+    let power = ((n.to_bits() << 23).wrapping_add(127 << 23)) as i32;
+    let n = n - ROUND;
+    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = p * r + c;
+    }
+    let value = (p * r * r + r + 1.0) * f32::from_bits(power as u32);
+    if x < -87.3 {
+        0.0
+    } else if x > 88.7 {
+        f32::INFINITY
+    } else if x.is_nan() {
+        x
+    } else {
+        value
+    }
+}
+
+/// `erfc(x)` with a relative error below 1.2e-7 (Press et al., Numerical Recipes, 2nd ed., section 6.2).
+#[inline(always)]
+fn erfc(x: f32) -> f32 {
+    let z = x.abs();
+    let t = 1.0 / (1.0 + 0.5 * z);
+    let mut p = 0.170_872_77;
+    for c in [
+        -0.822_152_23,
+        1.488_515_9,
+        -1.135_204,
+        0.278_868_07,
+        -0.186_288_06,
+        0.096_784_18,
+        0.374_091_96,
+        1.000_023_7,
+        -1.265_512_2,
+    ] {
+        p = p * t + c;
+    }
+    let tail = t * exp(p - z * z);
+    if x < 0.0 { 2.0 - tail } else { tail }
+}
+
+/// One value through an activation.
+#[inline(always)]
+fn act(x: f32, activation: Activation) -> f32 {
+    let sigmoid = |y: f32| 1.0 / (1.0 + exp(-y));
+    match activation {
+        Activation::Gelu => 0.5 * x * erfc(-x * std::f32::consts::FRAC_1_SQRT_2),
+        // ½(1 + tanh y) = σ(2y)
+        Activation::GeluTanh => x * sigmoid(1.595_769_2 * (x + 0.044_715 * x * x * x)),
+        Activation::QuickGelu => x * sigmoid(1.702 * x),
+        Activation::Silu => x * sigmoid(x),
+        Activation::Relu => x.max(0.0),
+    }
+}
+
+/// Runs `$body` for a constant activation, so that loops do not branch on it.
+macro_rules! for_activation {
+    ($activation:expr, $name:ident => $body:expr) => {
+        match $activation {
+            Activation::Gelu => {
+                const $name: Activation = Activation::Gelu;
+                $body
+            }
+            Activation::GeluTanh => {
+                const $name: Activation = Activation::GeluTanh;
+                $body
+            }
+            Activation::QuickGelu => {
+                const $name: Activation = Activation::QuickGelu;
+                $body
+            }
+            Activation::Silu => {
+                const $name: Activation = Activation::Silu;
+                $body
+            }
+            Activation::Relu => {
+                const $name: Activation = Activation::Relu;
+                $body
+            }
+        }
+    };
+}
+
+vectorised! {
+    /// Rounds to the nearest bf16, ties to even.
+    pub(super) fn round(from: &[f32], to: &mut [u16]) {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = bf16_bits(from);
+        }
+    }
+}
+
+vectorised! {
+    /// Applies an activation in place.
+    pub fn activate(x: &mut [f32], activation: Activation) {
+        for_activation!(activation, A => for x in x.iter_mut() {
+            *x = act(*x, A);
+        });
+    }
+}
+
+vectorised! {
+    /// `pre = act(pre) ⊙ linear`
+    pub fn gate(pre: &mut [f32], linear: &[f32], activation: Activation) {
+        for_activation!(activation, A => for (pre, &linear) in pre.iter_mut().zip(linear) {
+            *pre = act(*pre, A) * linear;
+        });
+    }
+}
+
+vectorised! {
+    /// `act(left half) ⊙ right half` of each row, rounded to bf16.
+    pub(super) fn gate_block(rows: &[[f32; 2 * LANES]; 32], activation: Activation) -> [[u16; LANES]; 32] {
+        let mut out = [[0; LANES]; 32];
+        for_activation!(activation, A => for (out, row) in out.iter_mut().zip(rows) {
+            for j in 0..LANES {
+                out[j] = bf16_bits(act(row[j], A) * row[LANES + j]);
+            }
+        });
+        out
+    }
+}
+
+/// Sums over 16 lanes, then over the lanes in a fixed tree.
+#[inline(always)]
+fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for chunk in whole {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += f(x);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += f(x);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for j in 0..width {
+            lanes[j] += lanes[j + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// What a norm does to a row besides its statistics.
+#[derive(Debug, Clone, Copy)]
+pub struct NormRow<'a> {
+    /// Subtract the mean first.
+    pub centre: bool,
+    /// Added under the root.
+    pub eps: f32,
+    /// Multiplied after division, `[d]`.
+    pub gain: Option<&'a [f32]>,
+    /// Added last, `[d]`.
+    pub bias: Option<&'a [f32]>,
+}
+
+vectorised! {
+    /// LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) of one row.
+    pub fn norm(x: &[f32], out: &mut [f32], norm: NormRow<'_>) {
+        let n = x.len() as f32;
+        let mean = if norm.centre { sum(x, |x| x) / n } else { 0.0 };
+        let variance = sum(x, |x| (x - mean) * (x - mean)) / n;
+        let scale = 1.0 / (variance + norm.eps).sqrt();
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = (x - mean) * scale;
+        }
+        if let Some(gain) = norm.gain {
+            for (out, &gain) in out.iter_mut().zip(gain) {
+                *out *= gain;
+            }
+        }
+        if let Some(bias) = norm.bias {
+            for (out, &bias) in out.iter_mut().zip(bias) {
+                *out += bias;
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Rotates the first `2 · cos.len()` values of each head of a row, their halves against each other (Su et al. 2021).
+    pub fn rotate(row: &mut [f32], d_head: usize, cos: &[f32], sin: &[f32]) {
+        let half = cos.len();
+        for head in row.chunks_exact_mut(d_head) {
+            let (first, rest) = head.split_at_mut(half);
+            for (((a, b), &cos), &sin) in first.iter_mut().zip(rest).zip(cos).zip(sin) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// `scores = cap · tanh(scores / cap)`
+    pub fn soft_cap(scores: &mut [f32], cap: f32) {
+        for x in scores.iter_mut() {
+            // tanh y = 2σ(2y) − 1
+            *x = cap * (2.0 / (1.0 + exp(-2.0 * *x / cap)) - 1.0);
+        }
+    }
+}
+
+vectorised! {
+    /// `e^(x − max)` in place; returns the sum of the results.
+    pub fn exponentials(scores: &mut [f32]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (whole, rest) = scores.as_chunks::<LANES>();
+        for chunk in whole {
+            for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                *lane = if x > *lane { x } else { *lane };
+            }
+        }
+        for (lane, &x) in lanes.iter_mut().zip(rest) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+        let max = lanes.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+        for x in scores.iter_mut() {
+            *x = exp(*x - max);
+        }
+        sum(scores, |x| x)
+    }
+}
+
+vectorised! {
+    /// Multiplies in place.
+    pub fn scale(x: &mut [f32], factor: f32) {
+        for x in x.iter_mut() {
+            *x *= factor;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worst(xs: &[f32], f: impl Fn(f32) -> f32, exact: impl Fn(f64) -> f64) -> f64 {
+        xs.iter().map(|&x| (f64::from(f(x)) - exact(f64::from(x))).abs()).fold(0.0, f64::max)
+    }
+
+    fn points() -> Vec<f32> {
+        (-12_000..=12_000).map(|i| i as f32 / 1000.0).collect()
+    }
+
+    /// Complementary error function by its continued fraction or its series, whichever converges.
+    fn erfc_exact(x: f64) -> f64 {
+        if x < 0.0 {
+            return 2.0 - erfc_exact(-x);
+        }
+        if x < 2.5 {
+            let (mut term, mut sum) = (x, x);
+            for n in 1..200 {
+                term *= -x * x / f64::from(n);
+                sum += term / f64::from(2 * n + 1);
+            }
+            return 1.0 - 2.0 / std::f64::consts::PI.sqrt() * sum;
+        }
+        let tail = (1..=200).rev().fold(0.0, |tail, n| f64::from(n) / 2.0 / (x + tail));
+        (-x * x).exp() / std::f64::consts::PI.sqrt() / (x + tail)
+    }
+
+    #[test]
+    fn exponentials_are_right_to_the_last_bits_and_at_the_ends() {
+        let worst = (-87_000..88_000).map(|i| i as f32 / 1000.0).fold(0.0f64, |worst, x| {
+            let exact = f64::from(x).exp();
+            worst.max((f64::from(exp(x)) / exact - 1.0).abs())
+        });
+        assert!(worst < 2e-7, "{worst}");
+        assert_eq!([exp(f32::NEG_INFINITY), exp(-100.0), exp(0.0)], [0.0, 0.0, 1.0]);
+        assert!(exp(f32::NAN).is_nan() && exp(100.0).is_infinite());
+    }
+
+    #[test]
+    fn activations_equal_their_definitions() {
+        let through = |activation| {
+            move |x: f32| {
+                let mut lanes = [x; 3];
+                activate(&mut lanes, activation);
+                lanes[2]
+            }
+        };
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let tanh =
+            |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh());
+        let xs = points();
+        let gelu =
+            worst(&xs, through(Activation::Gelu), |x| 0.5 * x * erfc_exact(-x * std::f64::consts::FRAC_1_SQRT_2));
+        assert!(gelu < 2e-6, "{gelu}");
+        assert!(worst(&xs, through(Activation::GeluTanh), tanh) < 2e-6);
+        assert!(worst(&xs, through(Activation::QuickGelu), |x| x * sigmoid(1.702 * x)) < 2e-6);
+        assert!(worst(&xs, through(Activation::Silu), |x| x * sigmoid(x)) < 2e-6);
+        assert!(worst(&xs, through(Activation::Relu), |x| x.max(0.0)) == 0.0);
+    }
+
+    #[test]
+    fn a_gate_multiplies_its_linear_branch() {
+        let (mut pre, linear) = (points(), points().iter().map(|x| x * 0.5 - 1.0).collect::<Vec<_>>());
+        let expected: Vec<f32> = pre.iter().zip(&linear).map(|(p, l)| act(*p, Activation::GeluTanh) * l).collect();
+        gate(&mut pre, &linear, Activation::GeluTanh);
+        assert_eq!(pre, expected);
+    }
+
+    #[test]
+    fn norms_equal_their_definitions() {
+        let x: Vec<f32> = (0..45).map(|i| (i as f32 * 1.7).sin() + 0.3).collect();
+        let gain: Vec<f32> = (0..45).map(|i| 1.0 + i as f32 / 50.0).collect();
+        let bias: Vec<f32> = (0..45).map(|i| i as f32 / 90.0).collect();
+        for centre in [false, true] {
+            let mut out = vec![0.0; 45];
+            norm(&x, &mut out, NormRow { centre, eps: 1e-3, gain: Some(&gain), bias: Some(&bias) });
+            let mean = if centre { x.iter().map(|x| f64::from(*x)).sum::<f64>() / 45.0 } else { 0.0 };
+            let variance = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / 45.0;
+            for i in 0..45 {
+                let exact =
+                    (f64::from(x[i]) - mean) / (variance + 1e-3).sqrt() * f64::from(gain[i]) + f64::from(bias[i]);
+                assert!((f64::from(out[i]) - exact).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn heads_turn_by_their_angles_and_keep_what_is_not_rotary() {
+        let mut row: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        rotate(&mut row, 6, &[0.0, 1.0], &[1.0, 0.0]);
+        assert_eq!(row, [-2.0, 1.0, 0.0, 3.0, 4.0, 5.0, -8.0, 7.0, 6.0, 9.0, 10.0, 11.0]);
+    }
+
+    #[test]
+    fn exponentials_of_a_row_are_relative_to_its_largest() {
+        let mut row: Vec<f32> = (0..37).map(|i| (i as f32 * 0.9).cos() * 30.0 + 500.0).collect();
+        let largest = row.iter().fold(f32::MIN, |a, &b| a.max(b));
+        let exact: Vec<f64> = row.iter().map(|x| f64::from(x - largest).exp()).collect();
+        let sum = exponentials(&mut row);
+        assert!((f64::from(sum) / exact.iter().sum::<f64>() - 1.0).abs() < 1e-6);
+        assert!(row.iter().zip(&exact).all(|(x, e)| (f64::from(*x) - e).abs() < 1e-6));
+    }
+
+    #[test]
+    fn soft_caps_saturate() {
+        let mut x = [0.1, -3.0, 1e6];
+        soft_cap(&mut x, 2.0);
+        for (x, exact) in x.iter().zip([2.0 * 0.05f32.tanh(), 2.0 * (-1.5f32).tanh(), 2.0]) {
+            assert!((x - exact).abs() < 1e-6, "{x} {exact}");
+        }
+    }
+}
