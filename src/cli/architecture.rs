@@ -1,8 +1,9 @@
 //! What sets a model apart from a plain decoder, in words.
 
 use crate::model::ModelConfig;
-use crate::model::config::{Attention, BlockLayout, Embedding, Mlp, Norm, Position, QkNormScope};
-use crate::model::config::{RopeScaling, Rotary};
+use crate::model::config::{
+    Attention, BlockLayout, Embedding, Experts, Mlp, Norm, Position, QkNormScope, RopeScaling, Rotary,
+};
 
 use super::render::thousands;
 
@@ -48,6 +49,11 @@ pub(super) fn peculiarities(config: &ModelConfig) -> Vec<(&'static str, String)>
             QkNormScope::Projection => "of all heads together",
         };
         found.push(("qk-norm", format!("{} {scope}", norm_name(norm.norm))));
+    }
+    if let Some(Experts { count: _, active: _, normalise, shared_width }) = mlp.experts {
+        let sum = if normalise { "weights of the chosen sum to one" } else { "weights as the router gives them" };
+        let shared = shared_width.map(|width| format!(", and one {width} wide for every position"));
+        found.push(("experts", format!("{sum}{}", shared.unwrap_or_default())));
     }
     found.extend(biases(attention, mlp, embedding).map(|text| ("biases", text)));
     found.extend(ends(embedding, *d_model));
@@ -213,7 +219,7 @@ mod tests {
 
     fn of(json: serde_json::Value) -> String {
         let (config, _) = family::parse(&json, std::path::Path::new("config.json")).unwrap();
-        peculiarities(&config).iter().map(|(label, value)| format!("{label}: {value}\n")).collect()
+        peculiarities(&config).iter().map(|(label, value)| format!("{label}: {value}")).collect::<Vec<_>>().join("\n")
     }
 
     #[test]

@@ -216,8 +216,8 @@ fn value_of(letter: &str, config: &ModelConfig) -> Option<usize> {
         "H" => Some(config.n_heads),
         "K" => Some(config.n_key_value_heads),
         "h" => Some(config.d_head),
-        "E" => config.mlp.experts.map(|e| e.count),
-        "k" => config.mlp.experts.map(|e| e.active),
+        "E" => config.mlp.experts.map(|experts| experts.count),
+        "k" => config.mlp.experts.map(|experts| experts.active),
         _ => None,
     }
 }

@@ -28,8 +28,8 @@ pub use render::Ui;
 /// Look inside language models.
 ///
 /// Cache what flows through a model, train sparse dictionaries on it, read what every feature means, and clamp
-/// features while the model writes. MODEL is a Hugging Face directory, a hub id (`org/name` or
-/// `org/name@revision`), a `.gguf` file of llama.cpp or Ollama, or `demo`, the model built into this program.
+/// features while the model writes. MODEL is a Hugging Face directory, a hub id (`org/name`, `org/name@revision`,
+/// `org/name:file.gguf`), a `.gguf` file of llama.cpp or Ollama, or `demo`, the model built into this program.
 #[derive(Debug, Parser)]
 #[command(name = "mechinterp", version, max_term_width = 110, propagate_version = true)]
 pub struct Cli {

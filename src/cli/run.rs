@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::base::artifact::write_atomic;
 use crate::base::{Context, DtypeChoice, Error, Result, Unit};
 use crate::data::tokenizer::{BosPolicy, Tokenizer};
+use crate::model::hook::Axes;
 use crate::model::{HookPlan, HookPoint, Run, Site};
 
 use super::open::{self, Opened};
@@ -143,7 +144,8 @@ impl Results {
     fn take(&mut self, opened: &Opened, prompts: &[Prompt], batch: &[usize], run: &Run) -> Result<()> {
         let logits = run.logits()?.to_device(&Device::Cpu)?;
         let s = logits.dim(1)?;
-        let captured = self.points.iter().map(|&point| by_prompt(run.captured(point)?, batch.len(), s));
+        let captured =
+            self.points.iter().map(|&point| by_prompt(run.captured(point)?, batch.len(), s, point.site.axes()));
         let mut parts = captured.collect::<Result<Vec<_>>>()?;
         if self.logits {
             parts.push(logits.clone());
@@ -177,15 +179,13 @@ fn batches(prompts: &[Prompt], vocabulary: usize) -> Vec<Vec<usize>> {
     by_length.iter().flat_map(|(&length, all)| all.chunks(fitting(length)).map(<[usize]>::to_vec)).collect()
 }
 
-/// A capture as `[b, s, …]` in f32 on the CPU. Norms of single heads arrive with sequences, positions and heads on one
-/// axis, `[b·s·H, h]`, as TransformerLens has them.
-fn by_prompt(captured: &Tensor, b: usize, s: usize) -> Result<Tensor> {
+/// A capture as `[b, s, …]` in f32 on the CPU. TransformerLens has sequences and positions of some sites on one axis,
+/// with heads where a norm divides each head.
+fn by_prompt(captured: &Tensor, b: usize, s: usize, axes: Axes) -> Result<Tensor> {
     let captured = captured.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-    match *captured.dims() {
-        [rows, width] if (rows, width) == (b, s) => Ok(captured),
-        // Experts have no heads.
-        [rows, width] if rows == b * s => Ok(captured.reshape((b, s, width))?),
-        [rows, width] => Ok(captured.reshape((b, s, rows / (b * s).max(1), width))?),
+    match (axes, captured.dims()) {
+        (Axes::ExpertRows | Axes::ActiveExpertRows, &[_, width]) => Ok(captured.reshape((b, s, width))?),
+        (axes, &[_, width]) if axes.are_rows() => Ok(captured.reshape((b, s, (), width))?),
         _ => Ok(captured),
     }
 }

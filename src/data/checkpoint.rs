@@ -65,7 +65,7 @@ pub(super) fn gguf_file(reference: &str, path: &Path) -> Result<ModelFiles> {
 }
 
 /// The parts of a model that llama.cpp split into `NAME-00001-of-00003.gguf` and so on.
-fn split_of(path: &Path) -> Option<Vec<PathBuf>> {
+pub(super) fn split_of(path: &Path) -> Option<Vec<PathBuf>> {
     let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
     let (rest, count) = name.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;

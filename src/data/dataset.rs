@@ -145,6 +145,12 @@ fn says(name: &str, words: &[&str]) -> bool {
     name.split(|c: char| !c.is_ascii_alphanumeric()).any(|part| words.contains(&part))
 }
 
+/// The files of a snapshot under the names that they have in the repository.
+pub(super) fn relative_names(dir: &Path) -> Vec<String> {
+    let files = walk(dir, 4);
+    files.iter().filter_map(|path| Some(path.strip_prefix(dir).ok()?.to_str()?.replace('\\', "/"))).collect()
+}
+
 /// All files under `dir`, at most `depth` directories down, hidden ones left out.
 fn walk(dir: &Path, depth: usize) -> Vec<PathBuf> {
     let mut files = Vec::new();

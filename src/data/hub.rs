@@ -16,6 +16,7 @@ use crate::base::{Error, Progress, Result};
 mod cache;
 mod client;
 mod download;
+mod gguf;
 mod name;
 mod repo;
 
@@ -136,19 +137,19 @@ pub fn locate_model_with(settings: &HubSettings, reference: &str, progress: &dyn
     }
     let name = HubName::parse("MODEL", reference)?;
     let mut hub = Hub::new(settings, &name, RepoKind::Model, progress)?;
-    let cached = hub.snapshot().and_then(|dir| checkpoint::in_directory(reference, &dir).ok());
-    if let Some(files) = cached.clone().filter(|_| settings.offline || !hub.may_have_moved()) {
-        return Ok(files);
-    }
+    let cached = cached_model(&hub, &name, reference);
     if settings.offline {
-        let dir = hub.snapshot().ok_or_else(|| hub.offline(CONFIG))?;
-        return checkpoint::in_directory(reference, &dir).map_err(|error| match error {
+        return cached.map_err(|error| match error {
             Error::Missing { path, .. } => hub.offline(&path.file_name().unwrap_or(path.as_os_str()).to_string_lossy()),
             other => other,
         });
     }
+    let cached = cached.ok();
+    if let Some(files) = cached.clone().filter(|_| !hub.may_have_moved()) {
+        return Ok(files);
+    }
     match (hub.pin(), cached) {
-        (Ok(listing), _) => download_model(&hub, reference, listing),
+        (Ok(listing), _) => download_model(&hub, &name, reference, listing),
         (Err(error @ Error::Hub { .. }), Some(files)) => {
             hub.warn_unasked(&error);
             Ok(files)
@@ -157,11 +158,29 @@ pub fn locate_model_with(settings: &HubSettings, reference: &str, progress: &dyn
     }
 }
 
+/// What the cache holds, if that is a whole model.
+fn cached_model(hub: &Hub<'_>, name: &HubName, reference: &str) -> Result<ModelFiles> {
+    let dir = hub.snapshot().ok_or_else(|| hub.offline(CONFIG))?;
+    if name.subset.is_none() {
+        return checkpoint::in_directory(reference, &dir);
+    }
+    let parts = gguf::choose(&super::dataset::relative_names(&dir), name)?;
+    checkpoint::gguf_file(reference, &dir.join(parts.first().map_or("", String::as_str)))
+}
+
 /// The files of a pinned revision; `listing` holds the names of all it has, where the server tells.
-fn download_model(hub: &Hub<'_>, reference: &str, listing: Option<Vec<String>>) -> Result<ModelFiles> {
+fn download_model(hub: &Hub<'_>, name: &HubName, reference: &str, listing: Option<Vec<String>>) -> Result<ModelFiles> {
     let listed = |name: &str| listing.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
     let optional = |name: &str| if listed(name) { hub.fetch(name) } else { Ok(None) };
     let required = |name: &str| optional(name)?.ok_or_else(|| hub.lacks(name));
+    let only_gguf = || listing.iter().flatten().any(|file| gguf::is_gguf_name(file)) && !listed(CONFIG);
+    if name.subset.is_some() || only_gguf() {
+        let unlisted = || name.subset.iter().cloned().collect();
+        let parts = gguf::choose(&listing.clone().unwrap_or_else(unlisted), name)?;
+        let parts: Vec<PathBuf> = parts.iter().map(|part| required(part)).collect::<Result<_>>()?;
+        hub.commit()?;
+        return checkpoint::gguf_file(reference, parts.first().map_or(Path::new(""), PathBuf::as_path));
+    }
     let config = required(CONFIG)?;
     let tokenizer = required(TOKENIZER)?;
     let tokenizer_config = optional(TOKENIZER_CONFIG)?;

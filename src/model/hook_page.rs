@@ -11,7 +11,7 @@ use super::rotary::{RopeScaling, Rotary};
 pub const COMMAND: &str = "cargo run --example hook_page > docs/hooks.md";
 
 /// The letters of shapes, in the order of the crate documentation.
-pub const LETTERS: [(&str, &str); 9] = [
+pub const LETTERS: [(&str, &str); 11] = [
     ("b", "sequences of the batch"),
     ("s", "query positions"),
     ("S", "key positions: `s`, and the cached ones before them while generating"),
@@ -20,6 +20,8 @@ pub const LETTERS: [(&str, &str); 9] = [
     ("H", "attention heads"),
     ("K", "key-value heads; fewer than `H` with grouped-query attention"),
     ("h", "width of one head, `d_head`"),
+    ("E", "experts of a block, in mixtures"),
+    ("k", "experts that a position goes through"),
     ("v", "vocabulary"),
 ];
 
@@ -98,7 +100,8 @@ pub fn markdown() -> String {
         let _ = writeln!(page, "| `{letter}` | {axis} |");
     }
     page += "\n`run --out` writes every point as `[prompts, positions, …]` in f32: the norms of single heads, whose first \
-             axis is `b·s·H`, come out as\n`[prompts, positions, H, …]`. `cache` stores everything after `s` flattened.\n";
+             axis is `b·s·H`, come out as\n`[prompts, positions, H, …]`, and the choice of experts as `[prompts, \
+             positions, …]`. `cache` stores everything after `s` flattened.\n";
     let scopes = [
         ("Before the blocks", Scope::Embedding),
         ("In every block, after `blocks.N.`", Scope::Block),

@@ -109,13 +109,14 @@ impl Linear {
         let packed = match &self.weight {
             Weight::Dense(_) => return Ok(None),
             Weight::Packed(packed) => packed,
-            Weight::Shared(weight, packed) => match packed.get() {
-                Some(packed) => packed,
-                None => {
+            Weight::Shared(weight, packed) => {
+                if let Some(packed) = packed.get() {
+                    packed
+                } else {
                     let made = pack(weight)?;
                     packed.get_or_init(|| made)
                 }
-            },
+            }
         };
         let y = match &self.bias {
             Some(bias) => {

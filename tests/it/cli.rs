@@ -148,6 +148,28 @@ fn prompts_of_files_and_flags_run_as_they_would_alone() {
 }
 
 #[test]
+fn norms_of_heads_and_token_ids_are_written_by_prompt_and_position() {
+    let cli = Cli::new();
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/qwen3");
+    let model = cli.copy(&golden, "model");
+    std::fs::copy(cli.demo_dir().join("tokenizer.json"), model.join("tokenizer.json")).unwrap();
+    let hooks = "--hook blocks.0.attn.q_norm.hook_normalized --hook blocks.0.attn.k_norm.hook_scale --hook hook_tokens";
+    cli.run(&format!("run ./model --tokens 1,2,3 --tokens 4,5 --tokens 6,7,8 {hooks} --out all.safetensors")).ok();
+    cli.run(&format!("run ./model --tokens 6,7,8 {hooks} --out one.safetensors")).ok();
+    let (all, one) = (tensors(&cli.path("all.safetensors")), tensors(&cli.path("one.safetensors")));
+    let info = cli.run("info ./model --json").json();
+    let config = |name: &str| info["config"][name].as_u64().unwrap() as usize;
+    let (heads, kv_heads, width) = (config("n_heads"), config("n_key_value_heads"), config("d_head"));
+    assert_eq!(all["blocks.0.attn.q_norm.hook_normalized"].dims(), [3, 3, heads, width]);
+    assert_eq!(all["blocks.0.attn.k_norm.hook_scale"].dims(), [3, 3, kv_heads, 1]);
+    let ids = all["hook_tokens"].to_vec2::<f32>().unwrap();
+    assert_eq!(ids, [[1.0, 2.0, 3.0], [4.0, 5.0, 0.0], [6.0, 7.0, 8.0]]);
+    for name in ["blocks.0.attn.q_norm.hook_normalized", "blocks.0.attn.k_norm.hook_scale"] {
+        Close(1e-5).assert(name, &all[name].narrow(0, 2, 1).unwrap(), &one[name]);
+    }
+}
+
+#[test]
 fn prompts_that_cannot_be_run_are_named_with_their_line() {
     let cli = Cli::new();
     cli.write("empty.txt", "\n \n");

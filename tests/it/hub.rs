@@ -321,6 +321,44 @@ fn a_server_that_ignores_ranges_or_is_busy_is_put_up_with() {
 }
 
 #[test]
+fn weights_of_pytorch_and_gguf_are_fetched_where_there_are_no_safetensors() {
+    let index: &[u8] = br#"{"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}"#;
+    let torch = Repo::new(&[
+        ("config.json", b"{}"),
+        ("tokenizer.json", b"{}"),
+        ("pytorch_model.bin.index.json", index),
+        ("pytorch_model-1.bin", b"one"),
+        ("pytorch_model-2.bin", b"two"),
+    ]);
+    let gguf = Repo::new(&[
+        ("README.md", b"about"),
+        ("m.Q4_K_M.gguf", b"GGUF four"),
+        ("m.Q8_0-00001-of-00002.gguf", b"GGUF eight"),
+        ("m.Q8_0-00002-of-00002.gguf", b"GGUF eight, continued"),
+    ]);
+    let server = HubServer::start(&[("tiny/torch", torch), ("tiny/gguf", gguf)]);
+    let cache = tempfile::tempdir().unwrap();
+    let online = settings(cache.path(), &server.endpoint);
+    assert_eq!(hashes(&locate(&online, "tiny/torch").unwrap()), [hex(b"one"), hex(b"two")]);
+    let error = locate(&online, "tiny/gguf").unwrap_err();
+    assert!(error.contains("m.Q4_K_M.gguf, m.Q8_0-00001-of-00002.gguf") && error.contains("name one"), "{error}");
+    let four = locate(&online, "tiny/gguf:q4_k_m").unwrap();
+    assert_eq!(hashes(&four), [hex(b"GGUF four")]);
+    assert_eq!(four.config, four.weights[0], "a GGUF file is configuration and tokenizer as well");
+    let offline = HubSettings { offline: true, ..online.clone() };
+    assert_eq!(locate(&offline, "tiny/gguf:m.Q4_K_M.gguf").unwrap().weights, four.weights);
+    let error = locate(&offline, "tiny/gguf:Q8_0").unwrap_err();
+    assert!(error.contains("Q8_0"), "{error}");
+    let eight = locate(&online, &format!("tiny/gguf@{COMMIT}:Q8_0")).unwrap();
+    assert_eq!(hashes(&eight), [hex(b"GGUF eight"), hex(b"GGUF eight, continued")]);
+    assert!(locate(&online, "tiny/gguf:Q5_0").unwrap_err().contains("0 with 'Q5_0'"));
+    let mirror = HubServer::start(&[("tiny/gguf", Repo::new(&[("m.gguf", b"GGUF")]))]).without_listings();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let found = locate(&settings(elsewhere.path(), &mirror.endpoint), "tiny/gguf:m.gguf").unwrap();
+    assert_eq!(hashes(&found), [hex(b"GGUF")]);
+}
+
+#[test]
 fn two_at_once_download_once() {
     let server = HubServer::start(&[("tiny/model", model())]);
     let cache = tempfile::tempdir().unwrap();

@@ -8,10 +8,11 @@ use super::HubSettings;
 use super::cache::RepoCache;
 use super::client::{Client, Failure};
 use super::download::{Announced, download};
+use super::gguf::is_gguf_name;
 use super::name::{HubName, RepoKind, is_inside};
 use crate::base::nearest::nearest;
 use crate::base::{Error, Progress, Result};
-use crate::data::checkpoint::CONFIG;
+use crate::data::checkpoint::{CONFIG, WEIGHTS};
 
 /// One repository of the hub, seen through the cache.
 pub(crate) struct Hub<'a> {
@@ -85,10 +86,12 @@ impl<'a> Hub<'a> {
                 Ok(Some(names.filter(|name| is_inside(name)).map(str::to_owned).collect()))
             }
             Err(failure) if failure.status() == Some(404) && failure.code().is_empty() => {
-                let head = self.announced(CONFIG, revision).map_err(|failure| match failure.status() {
-                    Some(404) => self.no_revision(&failure),
-                    _ => self.explain("the list of files", failure),
-                })?;
+                let subset = self.name.subset.as_deref().filter(|subset| is_gguf_name(subset));
+                let head =
+                    self.announced(subset.unwrap_or(CONFIG), revision).map_err(|failure| match failure.status() {
+                        Some(404) => self.no_revision(&failure),
+                        _ => self.explain("the list of files", failure),
+                    })?;
                 self.commit = Some(self.checked_commit(head.commit)?);
                 Ok(None)
             }
@@ -154,7 +157,12 @@ impl<'a> Hub<'a> {
         Error::Hub {
             what: format!("{file} of {}@{}", self.name.repo, self.name.revision),
             why: format!("the repository on {} has no such file", self.settings.endpoint),
-            remedy: "choose a revision or a conversion that has it, or check the spelling of the name".into(),
+            remedy: if file == WEIGHTS {
+                "safetensors and pytorch_model.bin are looked for: choose a revision or a conversion that has either"
+            } else {
+                "choose a revision or a conversion that has it, or check the spelling of the name"
+            }
+            .into(),
         }
     }
 

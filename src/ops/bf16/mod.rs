@@ -295,14 +295,7 @@ pub(super) fn panel(
 }
 
 /// One block of at most 32 × 32 into the corner of `out`.
-fn block(
-    kernel: Kernel,
-    operands: Operands<'_>,
-    out: &mut [MaybeUninit<f32>],
-    stride: usize,
-    width: usize,
-    add: bool,
-) {
+fn block(kernel: Kernel, operands: Operands<'_>, out: &mut [MaybeUninit<f32>], stride: usize, width: usize, add: bool) {
     let height = operands.rows;
     if width == BLOCK && (height == BLOCK || kernel == Kernel::Avx512) {
         return run(kernel, operands, out, stride, add);
@@ -428,7 +421,7 @@ mod tests {
                 for kernel in Kernel::available() {
                     let mut out = start.clone();
                     let mut go = || multiply_with(kernel, &mut out, &lhs, &packed, add);
-                    if alone { threads::on_this_thread(go) } else { go() };
+                    if alone { threads::on_this_thread(go) } else { go() }
                     prop_assert!(add || kernel != Kernel::best() || alone || out == product(&lhs, &packed));
                     assert_close(&out, &expected, &format!("{kernel:?} [{m}, {k}, {n}]"));
                 }
