@@ -17,6 +17,7 @@
 //! | `H`, `K` | attention heads, key-value heads |
 //! | `h` | width of one head, `d_head` |
 //! | `v` | vocabulary |
+//! | `E`, `k` | experts of a mixture, those a position goes through |
 //! | `f` | dictionary features, `d_sae` |
 //!
 //! Layers, each using only those before it: [`base`], [`ops`], [`data`], [`model`], [`store`], [`dictionary`],

@@ -50,7 +50,9 @@ impl Experts {
         let weights = weights.to_dtype(x.dtype())?.flatten_all()?;
         let y = self.mixture(&rows, &chosen.flatten_all()?.to_vec1::<u32>()?, &weights)?.reshape((b, s, d))?;
         Ok(Some(match &self.shared {
-            Some((expert, gate)) => (y + expert.forward(x)?.broadcast_mul(&sigmoid(&gate.forward(x)?)?)?)?,
+            Some((expert, gate)) => {
+                (y + expert.forward(x)?.broadcast_mul(&candle_nn::ops::sigmoid(&gate.forward(x)?)?)?)?
+            }
             None => y,
         }))
     }
@@ -74,9 +76,4 @@ impl Experts {
         }
         Ok(y)
     }
-}
-
-/// candle's fused sigmoid has a gradient, but not in every number type.
-fn sigmoid(x: &Tensor) -> Result<Tensor> {
-    Ok(((x.neg()?.exp()? + 1.0)?.recip())?)
 }
