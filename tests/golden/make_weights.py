@@ -2,7 +2,8 @@
 
     python3 tests/golden/make_weights.py        # torch, safetensors
 
-Writes tests/golden/weights/. The values are those of tests/golden/models/llama and of a few awkward tensors.
+Writes tests/golden/weights/. The values are those of tests/golden/gguf/llama.safetensors (make_gguf.py) and
+of a few awkward tensors.
 """
 import json, os, pathlib, pickle, zipfile
 import torch
@@ -14,7 +15,7 @@ OUT.mkdir(exist_ok=True)
 torch.manual_seed(0)
 
 # A model as Hugging Face saved it before safetensors: one file, and two shards with an index.
-model = load_file(HERE / "models/llama/model.safetensors")
+model = {k: v for k, v in load_file(HERE / "gguf/llama.safetensors").items() if not k.startswith("golden.")}
 torch.save(model, OUT / "pytorch_model.bin")
 names, index = sorted(model), {}
 for n, part in enumerate([names[: len(names) // 2], names[len(names) // 2 :]]):
@@ -56,5 +57,5 @@ class Attack:
 
 
 with zipfile.ZipFile(OUT / "attack.bin", "w") as archive:
-    archive.writestr("attack/data.pkl", pickle.dumps({"weight": Attack()}, protocol=2))
+    archive.writestr(zipfile.ZipInfo("attack/data.pkl"), pickle.dumps({"weight": Attack()}, protocol=2))
 print(sum(f.stat().st_size for f in OUT.iterdir()) // 1024, "KiB")

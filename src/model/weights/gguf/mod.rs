@@ -16,9 +16,11 @@ use crate::data::gguf::{Gguf, TensorInfo};
 
 use super::Entry;
 use arch::{Arch, FALCON_TWO_NORMS, Fused};
+use meta::Meta;
 
 mod arch;
 pub(super) mod config;
+mod meta;
 
 #[cfg(test)]
 mod tests;
@@ -231,7 +233,7 @@ fn arch_of(file: &Gguf) -> Result<&'static Arch> {
 /// Hugging Face's names for the tensors of `file`, whose model is described by the metadata of `first`.
 fn names(file: &Gguf, first: &Gguf) -> Result<BTreeMap<String, (String, Change)>> {
     let arch = arch_of(first)?;
-    let meta = config::Meta::new(first, arch.name);
+    let meta = Meta::new(first, arch.name);
     let heads = meta.usize("attention.head_count")?;
     let shape = Heads { heads, key_value: meta.usize_or("attention.head_count_kv", heads)? };
     let two_norms = file.tensors().keys().any(|name| name.contains(".attn_norm_2."));
