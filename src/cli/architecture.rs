@@ -219,7 +219,9 @@ mod tests {
 
     fn of(json: serde_json::Value) -> String {
         let (config, _) = family::parse(&json, std::path::Path::new("config.json")).unwrap();
-        peculiarities(&config).iter().map(|(label, value)| format!("{label}: {value}")).collect::<Vec<_>>().join("\n")
+        let lines: Vec<String> =
+            peculiarities(&config).iter().map(|(label, value)| format!("{label}: {value}\n")).collect();
+        lines.concat()
     }
 
     #[test]

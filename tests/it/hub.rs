@@ -461,3 +461,43 @@ fn info_and_run_open_a_private_sharded_model_of_the_hub() {
     end(command("run tiny/demo")).error(&["tiny/demo@main", "HF_TOKEN", "hf auth login"]);
     info("info tiny/demo").error(&["without HF_HUB_OFFLINE"]);
 }
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_keeps_what_arrived_and_the_same_command_goes_on() {
+    let cli = Cli::new();
+    let server = HubServer::start(&[("tiny/demo", sharded_demo(&cli))]);
+    let info = || {
+        let mut command = cli.command("info tiny/demo");
+        command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", &server.endpoint).env("HF_HOME", cli.path(""));
+        command.env("HF_TOKEN", "secret").env("NO_PROXY", "127.0.0.1");
+        command
+    };
+    let small = if cli.demo_dir().join("tokenizer_config.json").exists() { 4 } else { 3 };
+    let mut faults = vec![Fault::Drop(usize::MAX); small];
+    faults.push(Fault::Trickle);
+    server.fail_with(&faults);
+    let mut child = info().stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let blobs = cli.path("hub/models--tiny--demo/blobs");
+    let arrived = || {
+        let entries = std::fs::read_dir(&blobs).into_iter().flatten().flatten();
+        entries.filter(|e| e.path().extension().is_some()).filter_map(|e| e.metadata().ok()).map(|m| m.len()).max()
+    };
+    let began = std::time::Instant::now();
+    while arrived().unwrap_or(0) < 100_000 {
+        assert!(began.elapsed().as_secs() < 60, "the download does not begin: {:?}", server.requests());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let kill = format!("kill -INT {}", child.id());
+    assert!(std::process::Command::new("bash").args(["-c", &kill]).status().unwrap().success());
+    let ended = child.wait().unwrap();
+    let mut message = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut message).unwrap();
+    assert_eq!(ended.code(), Some(2), "{message}");
+    assert!(message.contains("stopped") && message.contains("run the same command again"), "{message}");
+    let kept = arrived().unwrap();
+    server.requests();
+    end(info()).ok();
+    let first = server.requests().into_iter().find(|request| request.cdn).unwrap();
+    assert_eq!(first.range, Some(kept as usize));
+}

@@ -43,6 +43,8 @@ impl Repo {
 pub(crate) enum Fault {
     /// The connection breaks after so many bytes of a file's contents.
     Drop(usize),
+    /// The contents come in pieces of 64 KiB, twenty a second.
+    Trickle,
     /// One byte of the contents is another.
     Corrupt,
     /// An answer with this status and nothing else.
@@ -193,7 +195,13 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, cdn: bool) {
     }
     // The client may have gone away, as one that is stopped does.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(b"\r\n"));
-    let _ = stream.write_all(&reply.body[..sent]);
+    let piece = if fault == Some(Fault::Trickle) { 64 << 10 } else { usize::MAX };
+    for (i, piece) in reply.body[..sent].chunks(piece).enumerate() {
+        if i > 0 {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = stream.write_all(piece);
+    }
 }
 
 /// The contents of the file with this SHA-256.
