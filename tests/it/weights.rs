@@ -8,7 +8,7 @@ use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use mechinterp::data::{BosPolicy, SpecialIds, Tokenizer};
-use mechinterp::model::weights::{Weights, entries, read_config};
+use mechinterp::model::weights::{Weights, entries};
 use mechinterp::model::{HookPlan, Model};
 
 use crate::close::Close;
