@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::base::{DtypeChoice, Result, RunRecord};
 use crate::data::{BosPolicy, Corpus, PackSettings, locate_data};
-use crate::model::HookPoint;
+use crate::model::{HookPlan, HookPoint};
 use crate::store::collect::{CacheJob, CacheSummary, collect};
 
 use super::open;
@@ -95,7 +95,8 @@ fn collect_from(args: &Args, common: &Common, ui: &Ui) -> Result<CacheSummary> {
     let corpus = Corpus::open(&paths, &args.text_field)?;
     let weights_blake3 = files.weights_hash()?;
     let model_dtype = args.model_dtype.unwrap_or_else(|| open::fast_dtype(common.device));
-    let opened = open::open_files(&files, model_dtype, common.device)?;
+    let plan = hooks.iter().fold(HookPlan::new(), |plan, &hook| plan.capture(hook));
+    let opened = open::open_for(&plan, &files, model_dtype, common.device)?;
     let job = CacheJob {
         model: &opened.model,
         model_name: args.model.clone(),

@@ -9,7 +9,7 @@ use crate::data::hub::{ModelFiles, locate_model};
 use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
 use crate::demo::built_in;
 use crate::dictionary::Dictionary;
-use crate::model::{Model, ModelConfig, family, weights};
+use crate::model::{HookPlan, Model, ModelConfig, family, weights};
 use crate::ops::bf16::Kernel;
 use crate::store::CacheReader;
 
@@ -39,8 +39,18 @@ pub(crate) fn open(reference: &str, dtype: DtypeChoice, device: DeviceChoice, ui
 
 /// Opens files that were located before.
 pub(crate) fn open_files(files: &ModelFiles, dtype: DtypeChoice, device: DeviceChoice) -> Result<Opened> {
+    open_for(&HookPlan::new().with_logits(), files, dtype, device)
+}
+
+/// As [`open_files`], without the layers that passes with `plan` never reach.
+pub(crate) fn open_for(
+    plan: &HookPlan,
+    files: &ModelFiles,
+    dtype: DtypeChoice,
+    device: DeviceChoice,
+) -> Result<Opened> {
     let device = device.open()?;
-    let model = Model::open(&files.config, &files.weights, DType::from(dtype), &device)?;
+    let model = Model::open_for(plan, &files.config, &files.weights, DType::from(dtype), &device)?;
     let tokenizer = tokenizer(files, model.config())?;
     Ok(Opened { model, tokenizer })
 }

@@ -93,7 +93,10 @@ pub struct Model {
     pub(super) ln_final: Option<Norm>,
     /// From the width of the stream to that of the embedding, where they differ.
     pub(super) project_out: Option<Linear>,
-    pub(super) unembed: Linear,
+    /// Absent, as later blocks are, in models opened for plans that never reach it.
+    pub(super) unembed: Option<Linear>,
+    /// The last part that was opened.
+    pub(super) last: Stop,
 }
 
 impl Model {
@@ -115,12 +118,17 @@ impl Model {
     /// The unembedding `W_U` `[d, v]`, the projection before it included.
     ///
     /// # Errors
-    /// When multiplying with that projection fails.
+    /// `Unsupported` when the model was opened without it; when multiplying with that projection fails.
     pub fn unembedding(&self) -> Result<Tensor> {
+        let unembed = self.head()?.weight(self.dtype())?;
         Ok(match &self.project_out {
-            Some(project) => project.weight(self.dtype())?.matmul(&self.unembed.weight(self.dtype())?)?,
-            None => self.unembed.weight(self.dtype())?,
+            Some(project) => project.weight(self.dtype())?.matmul(&unembed)?,
+            None => unembed,
         })
+    }
+
+    fn head(&self) -> Result<&Linear> {
+        self.unembed.as_ref().ok_or_else(opened_for_less)
     }
 
     /// Makes the `[b, s]` input of a forward pass.
@@ -149,7 +157,7 @@ impl Model {
     pub fn forward(&self, tokens: &Tensor, plan: &HookPlan) -> Result<Run> {
         let plan = plan.resolve(&self.config)?;
         let (b, s) = tokens.dims2()?;
-        self.check_length(0, s)?;
+        self.check(&plan, 0, s)?;
         let pass = self.pass(0, s)?;
         // On the CPU a few sequences at a time go through all layers on one thread: what they compute stays in its
         // cache, and threads never wait for each other.
@@ -181,7 +189,7 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn step(&self, tokens: &Tensor, plan: &ResolvedPlan, cache: &mut KvCache) -> Result<Run> {
-        self.check_length(cache.len(), tokens.dims2()?.1)?;
+        self.check(plan, cache.len(), tokens.dims2()?.1)?;
         let (tokens, again) = self.with_outdated(tokens, cache)?;
         let pass = self.pass(cache.len(), tokens.dim(1)?)?;
         let tap = Tap::new(plan, cache.len(), again);
@@ -269,7 +277,7 @@ impl Model {
             Some(project) => project.forward(&x)?,
             None => x,
         };
-        let logits = tap.at(at(Site::UnembedOut), self.unembed.forward(&x)?)?.to_dtype(DType::F32)?;
+        let logits = tap.at(at(Site::UnembedOut), self.head()?.forward(&x)?)?.to_dtype(DType::F32)?;
         let logits = scaled(logits, self.config.embedding.logit_divisor.recip())?;
         Ok(Some(match self.config.embedding.logit_soft_cap {
             Some(cap) => ((logits / cap)?.tanh()? * cap)?,
@@ -277,7 +285,15 @@ impl Model {
         }))
     }
 
-    fn check_length(&self, offset: usize, s: usize) -> Result<()> {
+    /// Checks that the model has what `plan` needs, and room for `s` positions after `offset` earlier ones.
+    fn check(&self, plan: &ResolvedPlan, offset: usize, s: usize) -> Result<()> {
+        let part = |stop| match stop {
+            Stop::Block(layer, _) => Stop::Block(layer, Site::Embed),
+            other => other,
+        };
+        if part(plan.stop) > part(self.last) {
+            return Err(opened_for_less());
+        }
         let limit = self.config.context_length;
         if s > 0 && offset + s <= limit {
             return Ok(());
@@ -288,5 +304,13 @@ impl Model {
             right: format!("a context of 1 to {limit} tokens"),
             remedy: "shorten the prompt, or generate fewer tokens".into(),
         })
+    }
+}
+
+fn opened_for_less() -> Error {
+    Error::Unsupported {
+        what: "computing this part of the model".into(),
+        why: "the model was opened for plans that never reach it".into(),
+        remedy: "open the whole model".into(),
     }
 }

@@ -16,6 +16,7 @@ use super::family::{self, ExpertNames, FusedOrder, LinearOrder, MlpNames, Names,
 use super::linear::Linear;
 use super::mlp::{Dense, Gated, Mlp};
 use super::norm::Norm;
+use super::plan::{HookPlan, Stop};
 use super::weights::{self, Weights};
 
 impl Model {
@@ -27,6 +28,17 @@ impl Model {
         let json = weights::read_config(config)?;
         let (model_config, names) = family::parse(&json, config)?;
         Self::new(model_config, &names, &Weights::open(files, dtype, device)?)
+    }
+
+    /// As [`Model::open`], without the layers and the head that passes with `plan` never reach.
+    ///
+    /// # Errors
+    /// As [`Model::open`] and [`HookPlan::resolve`].
+    pub fn open_for(plan: &HookPlan, config: &Path, files: &[PathBuf], dtype: DType, device: &Device) -> Result<Self> {
+        let json = weights::read_config(config)?;
+        let (model_config, names) = family::parse(&json, config)?;
+        let last = plan.resolve(&model_config)?.stop;
+        Self::assemble(model_config, &names, &Weights::open(files, dtype, device)?, last)
     }
 
     /// Builds a model over tensors in memory, under the names a checkpoint of that `config.json` would use. Variables
@@ -49,6 +61,11 @@ impl Model {
     /// # Errors
     /// When a tensor is missing or has another shape than `config` says.
     pub fn new(config: ModelConfig, names: &Names, weights: &Weights) -> Result<Self> {
+        Self::assemble(config, names, weights, Stop::Never)
+    }
+
+    /// As [`Model::new`], up to the part that computes `last`.
+    fn assemble(config: ModelConfig, names: &Names, weights: &Weights, last: Stop) -> Result<Self> {
         let prefix = names.prefix_in(weights);
         let packed = weights.dtype() == DType::BF16 && weights.device().is_cpu();
         let loader = Loader { config: &config, names, weights, prefix, packed };
@@ -65,11 +82,16 @@ impl Model {
             project_in = Some(loader.linear("project_in", embedding.width, d_model, false)?);
             project_out = Some(loader.linear("project_out", d_model, embedding.width, false)?);
         }
-        let blocks = (0..config.n_layers).map(|layer| loader.block(layer)).collect::<Result<_>>()?;
-        let ln_final =
-            if config.final_norm { Some(loader.norm(names.ln_final, config.norm, &[d_model])?) } else { None };
-        let unembed = loader.unembed(&embed)?;
-        Ok(Self { config, embed, project_in, pos_embed, blocks, ln_final, project_out, unembed })
+        let layers = match last {
+            Stop::Embedding => 0,
+            Stop::Block(layer, _) => layer + 1,
+            Stop::FinalNorm | Stop::Never => config.n_layers,
+        };
+        let blocks = (0..layers).map(|layer| loader.block(layer)).collect::<Result<_>>()?;
+        let norm = || loader.norm(names.ln_final, config.norm, &[d_model]);
+        let ln_final = if config.final_norm && last >= Stop::FinalNorm { Some(norm()?) } else { None };
+        let unembed = if last == Stop::Never { Some(loader.unembed(&embed)?) } else { None };
+        Ok(Self { config, embed, project_in, pos_embed, blocks, ln_final, project_out, unembed, last })
     }
 }
 

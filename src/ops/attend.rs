@@ -132,72 +132,84 @@ impl Attention<'_> {
         lanes::exponentials(scores)
     }
 
+    /// The task's queries, those of all heads that share a key head together: each key is loaded for all of them.
     fn block(&self, task: &mut Task<'_>, memories: &[Memory]) {
-        let width = self.heads * self.d_head;
-        let rows = task.out.len() / width;
+        let (width, group) = (self.heads * self.d_head, self.heads / self.kv_heads);
+        let positions = task.out.len() / width;
+        let rows = group * positions;
         // Parts of a packed product begin at whole tiles.
         let first = self.visible(task.first).start / QUERIES * QUERIES;
-        let last = self.visible(task.first + rows - 1).end;
+        let last = self.visible(task.first + positions - 1).end;
         let keys = last - first;
-        let mut scores = vec![0.0f32; rows * keys];
+        let (mut scores, mut z) = (vec![0.0; rows * keys], vec![0.0; rows * self.d_head]);
         let mut pattern = Rows::unset(rows, last);
-        for head in 0..self.heads {
-            let memory = &memories[head * self.kv_heads / self.heads];
-            self.scores(task, head, memory, first..last, &mut scores);
-            let mut sums = [0.0f32; QUERIES];
+        for (kv_head, memory) in memories.iter().enumerate() {
+            let queries = self.queries(task, kv_head * group..(kv_head + 1) * group);
+            self.scores(&queries, (task.sequence, kv_head), memory, first..last, &mut scores);
+            let mut sums = Vec::with_capacity(rows);
             for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-                let seen = self.visible(task.first + i);
+                let seen = self.visible(task.first + i % positions);
                 let (seen, start) = (seen.start - first..seen.end - first, seen.start);
                 row[..seen.start].fill(0.0);
                 row[seen.end..].fill(0.0);
-                sums[i] = self.weigh(&mut row[seen], start, head);
+                sums.push(self.weigh(&mut row[seen], start, kv_head * group + i / positions));
             }
-            let at = head * self.d_head;
             match memory {
                 Memory::Packed { values, .. } => {
                     for (i, row) in scores.chunks_exact(keys).enumerate() {
                         lanes::round(row, &mut pattern.row_mut(i)[first..]);
                     }
                     let part = Part { rows: 0..rows, columns: 0..self.d_head, k: first..last };
-                    panel(Kernel::best(), as_unset(&mut task.out[at..]), width, &pattern, values, part, false);
+                    panel(Kernel::best(), as_unset(&mut z), self.d_head, &pattern, values, part, false);
                 }
                 Memory::InPlace => {
-                    let kv_head = head * self.kv_heads / self.heads;
                     let values = &self.v[self.key(task.sequence, first, kv_head)..];
                     let values = Matrix::strided(values, keys, self.d_head, self.row());
-                    let mut z = vec![0.0; rows * self.d_head];
                     multiply_here(&mut z, Matrix::new(&scores, rows, keys), values, false);
-                    for (z, out) in z.chunks_exact(self.d_head).zip(task.out[at..].chunks_mut(width)) {
-                        out[..self.d_head].copy_from_slice(z);
-                    }
                 }
             }
-            for (out, sum) in task.out[at..].chunks_mut(width).zip(&sums) {
-                lanes::scale(&mut out[..self.d_head], 1.0 / sum);
+            for ((i, z), sum) in z.chunks_exact(self.d_head).enumerate().zip(sums) {
+                let at = (i % positions) * width + (kv_head * group + i / positions) * self.d_head;
+                let factor = 1.0 / sum;
+                task.out[at..at + self.d_head].iter_mut().zip(z).for_each(|(out, z)| *out = z * factor);
             }
         }
     }
 
-    /// Scaled scores of the task's queries with `keys`.
-    fn scores(&self, task: &Task<'_>, head: usize, memory: &Memory, keys: Range<usize>, scores: &mut [f32]) {
+    /// Scaled queries of some heads, head by head, `[heads · positions, h]`.
+    fn queries(&self, task: &Task<'_>, heads: Range<usize>) -> Vec<f32> {
         let width = self.heads * self.d_head;
-        let rows = task.out.len() / width;
-        let start = (task.sequence * self.positions + task.first) * width + head * self.d_head;
-        let mut queries = Vec::with_capacity(rows * self.d_head);
-        for row in self.q[start..].chunks(width).take(rows) {
-            queries.extend(row[..self.d_head].iter().map(|q| q * self.scale));
+        let positions = task.out.len() / width;
+        let start = (task.sequence * self.positions + task.first) * width;
+        let mut queries = Vec::with_capacity(heads.len() * positions * self.d_head);
+        for head in heads {
+            for row in self.q[start..].chunks(width).take(positions) {
+                queries.extend(row[head * self.d_head..][..self.d_head].iter().map(|q| q * self.scale));
+            }
         }
+        queries
+    }
+
+    /// Scores of scaled queries with keys of one head.
+    fn scores(
+        &self,
+        queries: &[f32],
+        (sequence, kv_head): (usize, usize),
+        memory: &Memory,
+        keys: Range<usize>,
+        scores: &mut [f32],
+    ) {
+        let rows = queries.len() / self.d_head;
         match memory {
             Memory::Packed { keys: packed, .. } => {
-                let queries = Rows::round(&queries, rows, self.d_head);
+                let queries = Rows::round(queries, rows, self.d_head);
                 let part = Part { rows: 0..rows, columns: keys.clone(), k: 0..self.d_head };
                 panel(Kernel::best(), as_unset(scores), keys.len(), &queries, packed, part, false);
             }
             Memory::InPlace => {
-                let kv_head = head * self.kv_heads / self.heads;
-                let packed = &self.k[self.key(task.sequence, keys.start, kv_head)..];
-                let right = Matrix::strided(packed, keys.len(), self.d_head, self.row()).t();
-                multiply_here(scores, Matrix::new(&queries, rows, self.d_head), right, false);
+                let right = &self.k[self.key(sequence, keys.start, kv_head)..];
+                let right = Matrix::strided(right, keys.len(), self.d_head, self.row()).t();
+                multiply_here(scores, Matrix::new(queries, rows, self.d_head), right, false);
             }
         }
     }

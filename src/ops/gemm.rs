@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::threads;
-use super::vector::dot;
+use super::vector::dots;
 
 /// Output rows that one task computes: enough work to hide the packing of the right-hand side.
 pub const BLOCK_ROWS: usize = 256;
@@ -159,18 +159,21 @@ pub fn few_rows(lhs: &[f32], rhs: &[f32], rows: usize, k: usize) -> Vec<f32> {
     }
     assert!(rhs.len().is_multiple_of(k), "rows of {k} in {}", rhs.len());
     let n = rhs.len() / k;
-    let mut transposed = vec![0.0; n * rows];
-    threads::split_mut(&mut transposed, rows, |first, out| {
-        for (out, right) in out.chunks_exact_mut(rows).zip(rhs[first * k..].chunks_exact(k)) {
-            for (out, left) in out.iter_mut().zip(lhs.chunks_exact(k)) {
-                *out = dot(left, right);
-            }
+    let parts = threads::map(threads::pieces_of(n, 4, k * size_of::<f32>()), |columns| {
+        let mut part = vec![0.0; rows * columns.len()];
+        for (out, left) in part.chunks_exact_mut(columns.len()).zip(lhs.chunks_exact(k)) {
+            dots(&rhs[columns.start * k..columns.end * k], left, out);
         }
+        part
     });
     if rows == 1 {
-        return transposed;
+        return parts.concat();
     }
-    (0..rows).flat_map(|i| (0..n).map(|j| transposed[j * rows + i]).collect::<Vec<_>>()).collect()
+    (0..rows)
+        .flat_map(|i| parts.iter().flat_map(move |part| part.chunks_exact(part.len() / rows).nth(i)))
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// What [`multiply`] must equal.

@@ -3,7 +3,7 @@
 #![expect(clippy::inline_always, reason = "a body must be inlined to be compiled for its caller's instruction set")]
 
 use super::threads;
-use super::vector::{add_scaled, vectorised};
+use super::vector::{add_scaled, sum_lanes, vectorised};
 
 /// Numbers worked on at once.
 pub(super) const LANES: usize = 16;
@@ -37,10 +37,14 @@ fn bf16_bits(x: f32) -> u16 {
 /// compute the same bits, slowly.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
+    const LOWEST: f32 = -87.3;
+    const HIGHEST: f32 = 88.7;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding it rounds to whole numbers
-    let clamped = x.clamp(-87.3, 88.7);
+    // In this order a comparison is one instruction, and what is not a number stays so.
+    let clamped = if LOWEST > x { LOWEST } else { x };
+    let clamped = if HIGHEST < clamped { HIGHEST } else { clamped };
     let n = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let power = (n.to_bits() << 23).wrapping_add(127 << 23);
     let n = n - ROUND;
@@ -206,14 +210,7 @@ fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     for (lane, &x) in lanes.iter_mut().zip(rest) {
         *lane += f(x);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for j in 0..width {
-            lanes[j] += lanes[j + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+    sum_lanes(lanes)
 }
 
 /// What a norm does to a row besides its statistics.
@@ -318,21 +315,39 @@ vectorised! {
 vectorised! {
     /// `e^(x − max)` in place; returns the sum of the results.
     pub fn exponentials(scores: &mut [f32]) -> f32 {
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        let (whole, rest) = scores.as_chunks::<LANES>();
-        for chunk in whole {
+        let (whole, rest) = scores.as_chunks_mut::<LANES>();
+        // The rest goes through all lanes too: fifteen scores one by one would take as long as a row of them.
+        let mut last = [f32::NEG_INFINITY; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        let mut lanes = last;
+        for chunk in &*whole {
             for (lane, &x) in lanes.iter_mut().zip(chunk) {
                 *lane = if x > *lane { x } else { *lane };
             }
         }
-        for (lane, &x) in lanes.iter_mut().zip(rest) {
-            *lane = if x > *lane { x } else { *lane };
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] = if lanes[i] > lanes[i + half] { lanes[i] } else { lanes[i + half] };
+            }
+            half /= 2;
         }
-        let max = lanes.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-        for x in scores.iter_mut() {
+        let max = lanes[0];
+        let mut sums = [0.0f32; LANES];
+        for chunk in whole {
+            for (sum, x) in sums.iter_mut().zip(chunk) {
+                *x = exp(*x - max);
+                *sum += *x;
+            }
+        }
+        for x in &mut last {
             *x = exp(*x - max);
         }
-        sum(scores, |x| x)
+        for (i, (sum, &x)) in sums.iter_mut().zip(&last).enumerate() {
+            *sum += if i < rest.len() { x } else { 0.0 };
+        }
+        rest.copy_from_slice(&last[..rest.len()]);
+        sum_lanes(sums)
     }
 }
 

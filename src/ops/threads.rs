@@ -32,6 +32,16 @@ pub(super) fn pieces(n: usize, unit: usize) -> Vec<Range<usize>> {
     (0..n).step_by(size).map(|start| start..(start + size).min(n)).collect()
 }
 
+/// As [`pieces`] where each of `n` costs reading `bytes`; one piece where waking a thread would take longer.
+pub(super) fn pieces_of(n: usize, unit: usize, bytes: usize) -> Vec<Range<usize>> {
+    const WORTH_A_THREAD: usize = 512 << 10;
+    if n * bytes < 2 * WORTH_A_THREAD {
+        std::iter::once(0..n).filter(|all| !all.is_empty()).collect()
+    } else {
+        pieces(n, unit)
+    }
+}
+
 /// Calls `f` with the number of the first unit and a contiguous piece of `data`, one a thread.
 pub(super) fn split_mut<T: Send>(data: &mut [T], unit: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     let size = piece(data.len(), unit);

@@ -65,7 +65,7 @@ pub(super) fn instructions() -> Instructions {
 
 /// Adds the lanes pairwise.
 #[inline(always)]
-fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+pub(super) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {
@@ -126,6 +126,40 @@ pub(super) fn add_scaled4_inline(y: &mut [f32], a: [f32; 4], x: [&[f32]; 4]) {
     let [p, q, r, s] = x.map(|x| &x[..n]);
     for i in 0..n {
         y[i] = y[i] + a[0] * p[i] + a[1] * q[i] + a[2] * r[i] + a[3] * s[i];
+    }
+}
+
+/// Asks for the line at `at` ahead of its use.
+#[inline(always)]
+fn fetch_ahead(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    #[expect(unsafe_code, reason = "a hint to the processor")]
+    // SAFETY: a prefetch touches nothing, whatever its address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+vectorised! {
+    /// The dot products of `y` with every row of `rows`, four at a time. The next four are fetched meanwhile: these
+    /// products wait for memory, and the processor's own fetching ahead stops at every page.
+    pub(super) fn dots(rows: &[f32], y: &[f32], out: &mut [f32]) {
+        let k = y.len();
+        let (fours, rest) = out.as_chunks_mut::<4>();
+        let (rows_of_fours, rows_of_rest) = rows.split_at(fours.len() * 4 * k);
+        for (out, rows) in fours.iter_mut().zip(rows_of_fours.chunks_exact(4 * k)) {
+            for line in (0..4 * k).step_by(LANES) {
+                fetch_ahead(rows.as_ptr().wrapping_add(4 * k + line));
+            }
+            let (ab, cd) = rows.split_at(2 * k);
+            let ((a, b), (c, d)) = (ab.split_at(k), cd.split_at(k));
+            *out = dot4_inline([a, b, c, d], y);
+        }
+        for (out, row) in rest.iter_mut().zip(rows_of_rest.chunks_exact(k)) {
+            *out = dot_inline(row, y);
+        }
     }
 }
 

@@ -39,6 +39,11 @@ pub(crate) fn open_as(name: &str, dtype: DType) -> Model {
     open_files(name, &dir(name).join("config.json"), dtype).unwrap()
 }
 
+/// What a plan needs of a checkpoint's model.
+pub(crate) fn open_for(name: &str, plan: &HookPlan) -> Model {
+    Model::open_for(plan, &config_path(name), &weight_files(name), DType::F32, &Device::Cpu).unwrap()
+}
+
 /// The weights of a checkpoint under another configuration.
 pub(crate) fn open_with(name: &str, config: &Path) -> mechinterp::base::Result<Model> {
     open_files(name, config, DType::F32)

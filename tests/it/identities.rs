@@ -6,7 +6,7 @@ use mechinterp::model::generate::{GenerateSettings, generate};
 use mechinterp::model::{Edit, EditOp, HookPlan, HookPoint, KvCache, Model, ModelConfig, Positions, Run, Site};
 
 use crate::close::Close;
-use crate::golden::{Golden, names, open};
+use crate::golden::{Golden, names, open, open_for};
 
 /// One block of a pass that captured everything.
 struct Block<'a> {
@@ -288,5 +288,24 @@ fn greedy_generation_takes_the_most_likely_token_of_whole_passes() {
             assert_eq!(token, likely, "{name} at {}", tokens.len());
         }
         assert_eq!(tokens.len(), 15);
+    }
+}
+
+#[test]
+fn a_model_opened_for_a_plan_has_what_the_plan_needs_and_says_what_it_lacks() {
+    for name in names() {
+        let golden = Golden::open(&name);
+        let post = HookPoint::block(0, Site::ResidPost);
+        let plan = HookPlan::new().capture(post);
+        let part = open_for(&name, &plan);
+        let (ours, whole) =
+            (part.forward(&golden.tokens, &plan).unwrap(), golden.model.forward(&golden.tokens, &plan).unwrap());
+        Close(0.0).assert(&name, ours.captured(post).unwrap(), whole.captured(post).unwrap());
+        let deeper = HookPlan::new().capture(HookPoint::block(1, Site::ResidPre));
+        for plan in [deeper, HookPlan::new().with_logits()] {
+            let error = part.forward(&golden.tokens, &plan).unwrap_err().to_string();
+            assert!(error.contains("opened for plans that never reach it"), "{name}: {error}");
+        }
+        assert!(part.unembedding().is_err(), "{name}");
     }
 }

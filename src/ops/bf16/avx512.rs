@@ -1,8 +1,8 @@
 //! The block kernel on `vdpbf16ps` (AVX-512 BF16: Zen 4, Cooper Lake, Sapphire Rapids): 32 multiply-adds a cycle.
 
 use std::arch::x86_64::{
-    __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-    _mm512_storeu_ps,
+    __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 use super::{Line, Operands, TILE};
@@ -31,7 +31,7 @@ pub(super) unsafe fn block(operands: Operands<'_>, c: *mut f32, stride: usize, a
         unsafe {
             let c = c.add(first * stride);
             match left {
-                1 => pass::<1>(part, c, stride, accumulate),
+                1 => pass_one(part, c, accumulate),
                 2 => pass::<2>(part, c, stride, accumulate),
                 3 => pass::<3>(part, c, stride, accumulate),
                 4 => pass::<4>(part, c, stride, accumulate),
@@ -77,6 +77,44 @@ unsafe fn pass<const R: usize>(operands: Operands<'_>, c: *mut f32, stride: usiz
             _mm512_storeu_ps(c.add(r * stride), sum[0]);
             _mm512_storeu_ps(c.add(r * stride + 16), sum[1]);
         }
+    }
+}
+
+/// One row: with a single sum a column each product would wait for the one before it, so pairs of `k` take turns at
+/// four.
+///
+/// # Safety
+/// As [`block`] with one row.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[expect(unsafe_code, reason = "reads and writes through pointers")]
+unsafe fn pass_one(operands: Operands<'_>, c: *mut f32, accumulate: bool) {
+    const TURNS: usize = 4;
+    // A page: the processor's own fetching ahead stops at each.
+    const AHEAD: usize = 64;
+    let Operands { a, b: [b0, b1], .. } = operands;
+    let pairs_of_k = b0.len() * TILE;
+    let (a, b0, b1) = (a.as_ptr().cast::<i32>(), b0.as_ptr().cast::<Line>(), b1.as_ptr().cast::<Line>());
+    // SAFETY: as in `pass`; the number of pairs is a multiple of a tile's 16 lines, and so of the turns. A prefetch
+    // touches nothing, whatever its address.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); 2]; TURNS];
+        if accumulate {
+            sums[0] = [_mm512_loadu_ps(c), _mm512_loadu_ps(c.add(16))];
+        }
+        for p in (0..pairs_of_k).step_by(TURNS) {
+            for (turn, sum) in sums.iter_mut().enumerate() {
+                _mm_prefetch::<_MM_HINT_T0>(b0.wrapping_add(p + turn + AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T0>(b1.wrapping_add(p + turn + AHEAD).cast());
+                let left = as_bf16(_mm512_set1_epi32(a.add(p + turn).read()));
+                sum[0] = _mm512_dpbf16_ps(sum[0], left, pairs(b0.add(p + turn)));
+                sum[1] = _mm512_dpbf16_ps(sum[1], left, pairs(b1.add(p + turn)));
+            }
+        }
+        let total = |side: usize| {
+            _mm512_add_ps(_mm512_add_ps(sums[0][side], sums[1][side]), _mm512_add_ps(sums[2][side], sums[3][side]))
+        };
+        _mm512_storeu_ps(c, total(0));
+        _mm512_storeu_ps(c.add(16), total(1));
     }
 }
 

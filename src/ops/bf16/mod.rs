@@ -25,8 +25,10 @@ pub use pack::{Packed, Rows};
 const BLOCK: usize = 32;
 /// Columns of a tile of the packed side.
 const TILE: usize = 16;
-/// Tiles of `k` that a panel of 32 columns may have and stay in the first-level cache (32 KiB).
-const K_BLOCK: usize = 16;
+/// Tiles of `k` that a panel of 32 columns has at most: 40 KiB, most of a first-level cache.
+const K_BLOCK: usize = 20;
+/// Rows that go by a panel before the next one: they and their results stay in the second-level cache.
+const ROWS: usize = 8 * BLOCK;
 /// Rows up to which AVX-512 beats tiles that stay mostly empty.
 const FEW_ROWS: usize = 4;
 
@@ -159,7 +161,7 @@ fn fill(kernel: Kernel, out: &mut [MaybeUninit<f32>], lhs: &Rows, rhs: &Packed, 
         return;
     }
     // Few rows are split by columns: what takes time is reading the right-hand side.
-    let parts = threads::map(threads::pieces(n, BLOCK), |columns| {
+    let parts = threads::map(threads::pieces_of(n, BLOCK, 2 * rhs.k()), |columns| {
         let width = columns.len();
         let mut part = vec![MaybeUninit::uninit(); rows * width];
         if add {
@@ -195,39 +197,72 @@ pub fn gated_with(kernel: Kernel, lhs: &Rows, gate: &Packed, up: &Packed, activa
     let (rows, n) = (lhs.rows(), gate.n());
     let few = rows < 2 * BLOCK && !threads::alone();
     if kernel == Kernel::Portable || few || gate.k() == 0 {
-        let (mut pre, mut linear) = (vec![0.0; rows * n], vec![0.0; rows * n]);
-        multiply_with(kernel, &mut pre, lhs, gate, false);
-        multiply_with(kernel, &mut linear, lhs, up, false);
-        lanes::gate(&mut pre, &linear, activation);
-        return Rows::round(&pre, rows, n);
+        return gated_columns(kernel.for_rows(rows), lhs, gate, up, activation);
     }
     let kernel = kernel.for_rows(rows);
     let mut post = Rows::unset(rows, n);
     let stride = post.stride();
     threads::split_mut(post.lines_mut(), BLOCK * stride, |first, post| {
         on_tiles(kernel, || {
-            for column in (0..n).step_by(TILE) {
-                let b = [gate.column(column / TILE), up.column(column / TILE)];
-                let after = (column / TILE + 1).min(gate.n_columns() - 1);
-                let next = [gate.column(after), up.column(after)];
-                for (block, post) in post.chunks_mut(BLOCK * stride).enumerate() {
-                    let first_row = (first + block) * BLOCK;
-                    let height = (rows - first_row).min(BLOCK);
-                    let next = ahead(next, block);
-                    let operands = Operands { a: lhs.from(first_row, 0), stride: lhs.stride(), rows: height, b, next };
-                    let mut whole = [[0.0f32; BLOCK]; BLOCK];
-                    run(kernel, operands, as_unset(whole.as_flattened_mut()), BLOCK, false);
-                    let products = lanes::gate_block(&whole, activation);
-                    let half = column / TILE % 2 * TILE;
-                    for (line, product) in post[column / BLOCK..].iter_mut().step_by(stride).zip(&products).take(height)
-                    {
-                        line.0[half..half + TILE].copy_from_slice(product);
-                    }
-                }
+            for (i, post) in post.chunks_mut(ROWS * stride).enumerate() {
+                gated_rows(kernel, post, lhs, first * BLOCK + i * ROWS, [gate, up], activation);
             }
         });
     });
     post
+}
+
+/// [`gated`] split by columns.
+fn gated_columns(kernel: Kernel, lhs: &Rows, gate: &Packed, up: &Packed, activation: Activation) -> Rows {
+    let (rows, n) = (lhs.rows(), gate.n());
+    let parts = threads::map(threads::pieces_of(n, BLOCK, 4 * gate.k()), |columns| {
+        let side = |rhs: &Packed| {
+            let mut out = vec![0.0; rows * columns.len()];
+            let part = Part { rows: 0..rows, columns: columns.clone(), k: 0..rhs.k() };
+            panel(kernel, as_unset(&mut out), columns.len(), lhs, rhs, part, false);
+            out
+        };
+        let mut pre = side(gate);
+        lanes::gate(&mut pre, &side(up), activation);
+        (columns, pre)
+    });
+    let mut post = Rows::unset(rows, n);
+    for (columns, part) in parts {
+        for (i, part) in part.chunks_exact(columns.len()).enumerate() {
+            lanes::round(part, &mut post.row_mut(i)[columns.clone()]);
+        }
+    }
+    post
+}
+
+/// [`gated`] for the rows from `first` on that `post` has lines for.
+fn gated_rows(
+    kernel: Kernel,
+    post: &mut [Line],
+    lhs: &Rows,
+    first: usize,
+    [gate, up]: [&Packed; 2],
+    activation: Activation,
+) {
+    let stride = gate.n().div_ceil(BLOCK);
+    for column in 0..gate.n_columns() {
+        let b = [gate.column(column), up.column(column)];
+        let after = (column + 1).min(gate.n_columns() - 1);
+        let next = [gate.column(after), up.column(after)];
+        for (i, post) in post.chunks_mut(BLOCK * stride).enumerate() {
+            let row = first + i * BLOCK;
+            let height = (lhs.rows() - row).min(BLOCK);
+            let operands =
+                Operands { a: lhs.from(row, 0), stride: lhs.stride(), rows: height, b, next: ahead(next, i) };
+            let mut whole = [[0.0f32; BLOCK]; BLOCK];
+            run(kernel, operands, as_unset(whole.as_flattened_mut()), BLOCK, false);
+            let products = lanes::gate_block(&whole, activation);
+            let half = column % 2 * TILE;
+            for (line, product) in post[column / 2..].iter_mut().step_by(stride).zip(&products).take(height) {
+                line.0[half..half + TILE].copy_from_slice(product);
+            }
+        }
+    }
 }
 
 /// Which part of a product to compute. `columns` and `k` begin at multiples of 32.
@@ -267,27 +302,31 @@ pub(super) fn panel(
         return portable(out, stride, lhs, rhs, Part { rows, columns, k }, add);
     }
     let k = k.start / BLOCK..k.end.div_ceil(BLOCK);
+    let k_block = k.len().div_ceil(k.len().div_ceil(K_BLOCK));
     on_tiles(kernel, || {
-        for column in columns.clone().step_by(BLOCK) {
-            let width = (columns.end - column).min(BLOCK);
-            for first_k in k.clone().step_by(K_BLOCK) {
-                let b = rhs.pair(column / TILE, first_k..(first_k + K_BLOCK).min(k.end));
-                let next = if first_k + K_BLOCK < k.end {
-                    rhs.pair(column / TILE, first_k + K_BLOCK..(first_k + 2 * K_BLOCK).min(k.end))
-                } else {
-                    let after = if column + BLOCK < rhs.n() { column + BLOCK } else { column };
-                    rhs.pair(after / TILE, k.start..(k.start + K_BLOCK).min(k.end))
-                };
-                for (i, row) in rows.clone().step_by(BLOCK).enumerate() {
-                    let operands = Operands {
-                        a: lhs.from(row, first_k),
-                        stride: lhs.stride(),
-                        rows: (rows.end - row).min(BLOCK),
-                        b,
-                        next: ahead(next, i),
+        for first in rows.clone().step_by(ROWS) {
+            let rows_here = first..(first + ROWS).min(rows.end);
+            for column in columns.clone().step_by(BLOCK) {
+                let width = (columns.end - column).min(BLOCK);
+                for first_k in k.clone().step_by(k_block) {
+                    let b = rhs.pair(column / TILE, first_k..(first_k + k_block).min(k.end));
+                    let next = if first_k + k_block < k.end {
+                        rhs.pair(column / TILE, first_k + k_block..(first_k + 2 * k_block).min(k.end))
+                    } else {
+                        let after = if column + BLOCK < rhs.n() { column + BLOCK } else { column };
+                        rhs.pair(after / TILE, k.start..(k.start + k_block).min(k.end))
                     };
-                    let at = (row - rows.start) * stride + column - columns.start;
-                    block(kernel, operands, &mut out[at..], stride, width, add || first_k > k.start);
+                    for (i, row) in rows_here.clone().step_by(BLOCK).enumerate() {
+                        let operands = Operands {
+                            a: lhs.from(row, first_k),
+                            stride: lhs.stride(),
+                            rows: (rows_here.end - row).min(BLOCK),
+                            b,
+                            next: ahead(next, i),
+                        };
+                        let at = (row - rows.start) * stride + column - columns.start;
+                        block(kernel, operands, &mut out[at..], stride, width, add || first_k > k.start);
+                    }
                 }
             }
         }
