@@ -97,6 +97,7 @@ pub struct Model {
     pub(super) unembed: Option<Linear>,
     /// The last part that was opened.
     pub(super) last: Stop,
+    pub(super) dtype: DType,
 }
 
 impl Model {
@@ -110,9 +111,9 @@ impl Model {
         self.embed.device()
     }
 
-    /// The number type of the weights.
+    /// The number type that the weights count as: f32 weights whose values are all bf16's are held as such.
     pub fn dtype(&self) -> DType {
-        self.embed.dtype()
+        self.dtype
     }
 
     /// The unembedding `W_U` `[d, v]`, the projection before it included.

@@ -5,10 +5,12 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{D, DType, Device, Storage, Tensor};
 use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use half::vec::HalfBitsVecExt;
 
 use crate::base::{Context, Result};
 use crate::ops::bf16::{Packed, Rows, multiply, product};
-use crate::ops::gemm;
+use crate::ops::{gemm, lanes};
 
 use super::plain;
 
@@ -23,6 +25,8 @@ pub(crate) struct Linear {
 enum Weight {
     /// `[in, out]`, in any memory order.
     Dense(Tensor),
+    /// An f32 weight whose values are all bf16's, `[out, in]` in bf16: the same numbers in half the memory.
+    Halved(Tensor),
     /// bf16, laid out for the kernel.
     Packed(Arc<Packed>),
     /// A bf16 tensor `[in, out]` that others hold too, packed when first needed.
@@ -61,12 +65,24 @@ impl<'a> Input<'a> {
 }
 
 impl Linear {
-    /// `weight` is `[in, out]`, in any memory order.
-    pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight: Weight::Dense(weight), bias }
+    /// `weight` is `[in, out]`, in any memory order. An f32 weight on the CPU is held as bf16 where that loses nothing:
+    /// most checkpoints are bf16.
+    pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let weight = match halved(&weight.t()?)? {
+            Some(half) => Weight::Halved(half),
+            None => Weight::Dense(weight),
+        };
+        Ok(Self { weight, bias })
     }
 
-    /// As [`Linear::new`] with a bf16 weight on the CPU, which is copied into the kernel's layout; `bias` is f32.
+    /// A map with the embedding `[out, in]` as its weight, which is held as it is.
+    pub(crate) fn tied(embed: &Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let halved = embed.dtype() == DType::BF16 && embed.device().is_cpu();
+        let weight = if halved { Weight::Halved(embed.clone()) } else { Weight::Dense(embed.t()?) };
+        Ok(Self { weight, bias })
+    }
+
+    /// As [`Linear::new`] for a bf16 weight on the CPU, which is copied into the kernel's layout; `bias` is f32.
     pub(crate) fn packed(weight: &Tensor, bias: Option<Tensor>) -> Result<Self> {
         Ok(Self { weight: Weight::Packed(Arc::new(pack(weight)?)), bias })
     }
@@ -86,7 +102,7 @@ impl Linear {
 
     /// Whether products round their inputs to bf16.
     pub(super) fn is_packed(&self) -> bool {
-        !matches!(self.weight, Weight::Dense(_))
+        matches!(self.weight, Weight::Packed(_) | Weight::Shared(..))
     }
 
     /// `x` is `[…, in]`, the result `[…, out]`.
@@ -96,8 +112,10 @@ impl Linear {
 
     /// As [`Linear::forward`], for an input that several maps share.
     pub(super) fn forward_input(&self, input: &Input<'_>) -> Result<Tensor> {
-        if let Weight::Dense(weight) = &self.weight {
-            return self.dense_product(input, weight);
+        match &self.weight {
+            Weight::Dense(weight) => return self.dense_product(input, weight),
+            Weight::Halved(half) => return self.halved_product(input, half),
+            Weight::Packed(_) | Weight::Shared(..) => {}
         }
         let y = self.forward_rows(input.rows()?, input.x)?;
         y.ok_or_else(|| candle_core::Error::Msg("a packed product without a packed weight".into()).into())
@@ -107,7 +125,7 @@ impl Linear {
     /// where the weight is not packed.
     pub(super) fn forward_rows(&self, rows: &Rows, like: &Tensor) -> Result<Option<Tensor>> {
         let packed = match &self.weight {
-            Weight::Dense(_) => return Ok(None),
+            Weight::Dense(_) | Weight::Halved(_) => return Ok(None),
             Weight::Packed(packed) => packed,
             Weight::Shared(weight, packed) => {
                 if let Some(packed) = packed.get() {
@@ -129,6 +147,17 @@ impl Linear {
         plain::tensor(y, &shape_with(like, packed.n()), like).map(Some)
     }
 
+    /// The values that the f32 weight would give, widened on the way.
+    fn halved_product(&self, input: &Input<'_>, half: &Tensor) -> Result<Tensor> {
+        let (n, k) = half.dims2()?;
+        let rows = input.x.elem_count() / k.max(1);
+        if rows > gemm::FEW_ROWS || !plain::is_plain(input.x) {
+            return self.dense_product(input, &widened(half)?.t()?);
+        }
+        let y = plain::read(input.x, |x| read_bits(half, |bits| gemm::few_rows_of_bf16(x, bits, rows, k)))??;
+        self.finish(plain::tensor(y, &[rows, n], input.x)?, input.x, n)
+    }
+
     fn dense_product(&self, input: &Input<'_>, weight: &Tensor) -> Result<Tensor> {
         let x = input.x;
         let width = input.width()?;
@@ -136,11 +165,16 @@ impl Linear {
             Some(y) => y,
             None => x.reshape((x.elem_count() / width.max(1), width))?.matmul(weight)?,
         };
+        self.finish(y, x, weight.dim(1)?)
+    }
+
+    /// Adds the bias and gives `y` the shape of `like` but for the last axis.
+    fn finish(&self, y: Tensor, like: &Tensor, width: usize) -> Result<Tensor> {
         let y = match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,
         };
-        Ok(y.reshape(shape_with(x, weight.dim(1)?))?)
+        Ok(y.reshape(shape_with(like, width))?)
     }
 
     /// Head `i` of the output from input `i`: `x` is `[b, s, heads, in]`, the result `[b, s, heads, out / heads]`.
@@ -171,6 +205,7 @@ impl Linear {
     pub(crate) fn weight(&self, dtype: DType) -> Result<Tensor> {
         match &self.weight {
             Weight::Dense(weight) => Ok(weight.clone()),
+            Weight::Halved(half) => Ok(widened(half)?.t()?),
             Weight::Shared(weight, _) => Ok(weight.to_dtype(dtype)?),
             Weight::Packed(packed) => {
                 let values: Vec<bf16> = packed.unpack().into_iter().map(bf16::from_bits).collect();
@@ -195,20 +230,41 @@ fn shape_with(x: &Tensor, width: usize) -> Vec<usize> {
     shape
 }
 
+/// A plain matrix in bf16, if that loses nothing.
+pub(super) fn halved(x: &Tensor) -> Result<Option<Tensor>> {
+    if !plain::is_plain(x) || !x.is_contiguous() {
+        return Ok(None);
+    }
+    let Some(bits) = plain::read(x, lanes::halved)? else { return Ok(None) };
+    let values: Vec<bf16> = bits.reinterpret_into();
+    Ok(Some(Tensor::from_vec(values, x.dims(), x.device())?))
+}
+
+/// A bf16 matrix in f32.
+fn widened(half: &Tensor) -> Result<Tensor> {
+    plain::tensor(read_bits(half, lanes::widened)?, half.dims(), half)
+}
+
+/// Calls `f` with the bits of a contiguous bf16 tensor on the CPU.
+fn read_bits<R>(x: &Tensor, f: impl FnOnce(&[u16]) -> R) -> Result<R> {
+    let (storage, layout) = x.storage_and_layout();
+    let values = match &*storage {
+        Storage::Cpu(storage) => storage.as_slice::<bf16>(),
+        _ => Err(candle_core::Error::Msg("bf16 weights as bits are for the CPU".into())),
+    };
+    let values = values.during(|| "reading a weight".into())?;
+    Ok(f(values[layout.start_offset()..][..x.elem_count()].reinterpret_cast()))
+}
+
 /// Copies a bf16 weight `[in, out]` into the kernel's layout.
 fn pack(weight: &Tensor) -> Result<Packed> {
     let (d_in, d_out) = weight.dims2()?;
     // Checkpoints store most weights as [out, in], of which `weight` is a transposed view.
     let out_in = weight.t()?.is_contiguous();
     let weight = if out_in { weight.t()? } else { weight.contiguous()? };
-    let (storage, layout) = weight.storage_and_layout();
-    let values = match &*storage {
-        Storage::Cpu(storage) => storage.as_slice::<bf16>(),
-        _ => Err(candle_core::Error::Msg("packed weights are for the CPU".into())),
-    };
-    let values = &values.during(|| "packing a weight".into())?[layout.start_offset()..][..d_in * d_out];
-    let bits = half::slice::HalfFloatSliceExt::reinterpret_cast(values);
-    Ok(if out_in { Packed::from_out_in(bits, d_out, d_in) } else { Packed::from_in_out(bits, d_in, d_out) })
+    read_bits(&weight, |bits| {
+        if out_in { Packed::from_out_in(bits, d_out, d_in) } else { Packed::from_in_out(bits, d_in, d_out) }
+    })
 }
 
 /// The product of a few plain rows with a dense weight stored as `[out, in]`, by dot products over all threads; `None`

@@ -13,7 +13,7 @@ use super::config::{self, ModelConfig, Position, QkNormScope};
 use super::decoder::Model;
 use super::experts::Experts;
 use super::family::{self, ExpertNames, FusedOrder, LinearOrder, MlpNames, Names, Qkv};
-use super::linear::Linear;
+use super::linear::{Linear, halved};
 use super::mlp::{Dense, Gated, Mlp};
 use super::norm::Norm;
 use super::plan::{HookPlan, Stop};
@@ -69,8 +69,10 @@ impl Model {
         let prefix = names.prefix_in(weights);
         let packed = weights.dtype() == DType::BF16 && weights.device().is_cpu();
         let loader = Loader { config: &config, names, weights, prefix, packed };
+        let dtype = weights.dtype();
         let &ModelConfig { d_model, vocab_size, context_length, embedding, .. } = &config;
         let embed = loader.weight(names.embed, &[vocab_size, embedding.width])?;
+        let embed = halved(&embed)?.unwrap_or(embed);
         let pos_embed = match (&config.position, names.pos_embed) {
             (Position::Learned { offset }, Some(name)) => {
                 Some(loader.tensor(name, &[context_length + offset, d_model])?)
@@ -91,7 +93,7 @@ impl Model {
         let norm = || loader.norm(names.ln_final, config.norm, &[d_model]);
         let ln_final = if config.final_norm && last >= Stop::FinalNorm { Some(norm()?) } else { None };
         let unembed = if last == Stop::Never { Some(loader.unembed(&embed)?) } else { None };
-        Ok(Self { config, embed, project_in, pos_embed, blocks, ln_final, project_out, unembed, last })
+        Ok(Self { config, embed, project_in, pos_embed, blocks, ln_final, project_out, unembed, last, dtype })
     }
 }
 
@@ -124,7 +126,7 @@ impl Loader<'_> {
 
     /// A map with weight `[in, out]`.
     fn finish(&self, (weight, bias): Matrix) -> Result<Linear> {
-        if self.packed { Linear::packed(&weight, bias) } else { Ok(Linear::new(weight, bias)) }
+        if self.packed { Linear::packed(&weight, bias) } else { Linear::new(weight, bias) }
     }
 
     /// The name of a part of block `layer`, without the checkpoint's prefix.
@@ -148,7 +150,7 @@ impl Loader<'_> {
         match own {
             Some(own) => self.finish((own.t()?, bias)),
             None if self.packed => Ok(Linear::packed_when_used(embed.t()?, bias)),
-            None => Ok(Linear::new(embed.t()?, bias)),
+            None => Linear::tied(embed, bias),
         }
     }
 

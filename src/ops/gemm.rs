@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::threads;
-use super::vector::dots;
+use super::vector::{dots, dots_of_bf16};
 
 /// Output rows that one task computes: enough work to hide the packing of the right-hand side.
 pub const BLOCK_ROWS: usize = 256;
@@ -153,27 +153,33 @@ pub const FEW_ROWS: usize = 4;
 /// # Panics
 /// When lengths do not fit together: a defect of the caller.
 pub fn few_rows(lhs: &[f32], rhs: &[f32], rows: usize, k: usize) -> Vec<f32> {
+    few(lhs, rhs, rows, k, dots)
+}
+
+/// As [`few_rows`] with the bits of a bf16 `rhs`: what its values in f32 would give, to the last bit.
+///
+/// # Panics
+/// As [`few_rows`].
+pub fn few_rows_of_bf16(lhs: &[f32], rhs: &[u16], rows: usize, k: usize) -> Vec<f32> {
+    few(lhs, rhs, rows, k, dots_of_bf16)
+}
+
+fn few<T: Sync>(lhs: &[f32], rhs: &[T], rows: usize, k: usize, dots: fn(&[T], &[f32], &mut [f32])) -> Vec<f32> {
     assert_eq!(lhs.len(), rows * k, "a [{rows}, {k}] matrix");
     if k == 0 {
         return Vec::new();
     }
     assert!(rhs.len().is_multiple_of(k), "rows of {k} in {}", rhs.len());
     let n = rhs.len() / k;
-    let parts = threads::map(threads::pieces_of(n, 4, k * size_of::<f32>()), |columns| {
+    let parts = threads::map(threads::pieces_of(n, 4, k * size_of::<T>()), |columns| {
         let mut part = vec![0.0; rows * columns.len()];
         for (out, left) in part.chunks_exact_mut(columns.len()).zip(lhs.chunks_exact(k)) {
             dots(&rhs[columns.start * k..columns.end * k], left, out);
         }
         part
     });
-    if rows == 1 {
-        return parts.concat();
-    }
-    (0..rows)
-        .flat_map(|i| parts.iter().flat_map(move |part| part.chunks_exact(part.len() / rows).nth(i)))
-        .flatten()
-        .copied()
-        .collect()
+    let row = |i| parts.iter().flat_map(move |part| &part[i * part.len() / rows..(i + 1) * part.len() / rows]).copied();
+    (0..rows).flat_map(row).collect()
 }
 
 /// What [`multiply`] must equal.
@@ -225,6 +231,9 @@ pub(crate) mod tests {
             let fast = few_rows(&a, &b, rows, k);
             assert_eq!(fast.len(), naive.len());
             assert!(fast.iter().zip(&naive).all(|(f, n)| (f - n).abs() < 1e-5));
+            let bits: Vec<u16> = b.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
+            let rounded = crate::ops::lanes::widened(&bits);
+            assert_eq!(few_rows_of_bf16(&a, &bits, rows, k), few_rows(&a, &rounded, rows, k));
         }
     }
 

@@ -157,6 +157,32 @@ vectorised! {
 }
 
 vectorised! {
+    fn is_bf16(x: &[f32]) -> bool {
+        x.iter().fold(0, |low, x| low | x.to_bits() & 0xffff) == 0
+    }
+}
+
+vectorised! {
+    fn widen(from: &[u16], to: &mut [f32]) {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(u32::from(from) << 16);
+        }
+    }
+}
+
+/// The bf16 bits of `x`, if every value has exactly those.
+pub fn halved(x: &[f32]) -> Option<Vec<u16>> {
+    is_bf16(x).then(|| x.iter().map(|x| (x.to_bits() >> 16) as u16).collect())
+}
+
+/// bf16 bits as f32, over all threads.
+pub fn widened(bits: &[u16]) -> Vec<f32> {
+    let mut out = vec![0.0; bits.len()];
+    threads::split_mut(&mut out, LANES, |first, out| widen(&bits[first * LANES..], out));
+    out
+}
+
+vectorised! {
     /// Applies an activation in place.
     pub fn activate(x: &mut [f32], activation: Activation) {
         for_activation!(activation, A => for x in x.iter_mut() {
@@ -420,6 +446,17 @@ mod tests {
         assert!(worst(&xs, through(Activation::QuickGelu), |x| x * sigmoid(1.702 * x)) < 2e-6);
         assert!(worst(&xs, through(Activation::Silu), |x| x * sigmoid(x)) < 2e-6);
         assert!(worst(&xs, through(Activation::Relu), |x| x.max(0.0)) == 0.0);
+    }
+
+    #[test]
+    fn halving_is_exact_or_refused() {
+        let exact = [1.0f32, -0.0, 0.15625, f32::INFINITY, 3e38_f32.to_bits().wrapping_shr(16).wrapping_shl(16) as f32];
+        let exact: Vec<f32> =
+            exact.iter().map(|x| f32::from_bits(x.to_bits() & 0xffff_0000)).cycle().take(50).collect();
+        assert_eq!(widened(&halved(&exact).unwrap()), exact);
+        let mut almost = exact;
+        almost[49] = 1.0 + f32::EPSILON;
+        assert_eq!(halved(&almost), None);
     }
 
     #[test]

@@ -129,36 +129,44 @@ pub(super) fn add_scaled4_inline(y: &mut [f32], a: [f32; 4], x: [&[f32]; 4]) {
     }
 }
 
-/// Asks for the line at `at` ahead of its use.
-#[inline(always)]
-fn fetch_ahead(at: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    #[expect(unsafe_code, reason = "a hint to the processor")]
-    // SAFETY: a prefetch touches nothing, whatever its address.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
 vectorised! {
-    /// The dot products of `y` with every row of `rows`, four at a time. The next four are fetched meanwhile: these
-    /// products wait for memory, and the processor's own fetching ahead stops at every page.
+    /// The dot products of `y` with every row of `rows`, four at a time.
     pub(super) fn dots(rows: &[f32], y: &[f32], out: &mut [f32]) {
         let k = y.len();
         let (fours, rest) = out.as_chunks_mut::<4>();
         let (rows_of_fours, rows_of_rest) = rows.split_at(fours.len() * 4 * k);
         for (out, rows) in fours.iter_mut().zip(rows_of_fours.chunks_exact(4 * k)) {
-            for line in (0..4 * k).step_by(LANES) {
-                fetch_ahead(rows.as_ptr().wrapping_add(4 * k + line));
-            }
             let (ab, cd) = rows.split_at(2 * k);
             let ((a, b), (c, d)) = (ab.split_at(k), cd.split_at(k));
             *out = dot4_inline([a, b, c, d], y);
         }
         for (out, row) in rest.iter_mut().zip(rows_of_rest.chunks_exact(k)) {
-            *out = dot_inline(row, y);
+            *out = dot4_inline([row; 4], y)[0];
+        }
+    }
+}
+
+vectorised! {
+    /// [`dots`] with rows of bf16 bits, in the same order of sums.
+    pub(super) fn dots_of_bf16(rows: &[u16], y: &[f32], out: &mut [f32]) {
+        let k = y.len();
+        let widen = |bits: u16| f32::from_bits(u32::from(bits) << 16);
+        let (ys, y_rest) = y.as_chunks::<LANES>();
+        for (out, rows) in out.chunks_mut(4).zip(rows.chunks(4 * k)) {
+            let mut lanes = [[0.0f32; LANES]; 4];
+            let last = rows.len() / k - 1;
+            let rows: [(&[[u16; LANES]], &[u16]); 4] =
+                std::array::from_fn(|r| rows[r.min(last) * k..(r.min(last) + 1) * k].as_chunks::<LANES>());
+            for (c, y) in ys.iter().enumerate() {
+                for r in 0..4 {
+                    for i in 0..LANES {
+                        lanes[r][i] += widen(rows[r].0[c][i]) * y[i];
+                    }
+                }
+            }
+            for ((out, lanes), (_, rest)) in out.iter_mut().zip(lanes).zip(rows) {
+                *out = sum_lanes(lanes) + rest.iter().zip(y_rest).map(|(&bits, y)| widen(bits) * y).sum::<f32>();
+            }
         }
     }
 }
