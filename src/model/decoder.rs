@@ -164,7 +164,7 @@ impl Model {
         // cache, and threads never wait for each other.
         let together = ROWS_AT_ONCE.div_ceil(s);
         if b <= together || !plan.edits.is_empty() || !self.device().is_cpu() || self.embed.track_op() {
-            return self.run(tokens, &pass, None, Tap::new(&plan, 0, 0));
+            return threads::in_pool(|| self.run(tokens, &pass, None, Tap::new(&plan, 0, 0)));
         }
         let starts: Vec<usize> = (0..b).step_by(together).collect();
         let runs = starts.into_par_iter().map(|start| {
@@ -194,7 +194,7 @@ impl Model {
         let (tokens, again) = self.with_outdated(tokens, cache)?;
         let pass = self.pass(cache.len(), tokens.dim(1)?)?;
         let tap = Tap::new(plan, cache.len(), again);
-        self.run(&tokens, &pass, Some(cache), tap)
+        threads::in_pool(|| self.run(&tokens, &pass, Some(cache), tap))
     }
 
     /// A pass without a cache unembeds every position, one with a cache the last.

@@ -21,6 +21,14 @@ pub fn on_this_thread<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// Runs `work` on one of rayon's own threads, from where sharing out a piece takes no sleep of the caller.
+pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    if rayon::current_thread_index().is_some() || rayon::current_num_threads() == 1 {
+        return work();
+    }
+    rayon::scope(|_| work())
+}
+
 /// Whether kernels must stay on the calling thread.
 pub(super) fn alone() -> bool {
     ALONE.get() || rayon::current_num_threads() == 1

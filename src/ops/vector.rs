@@ -157,11 +157,13 @@ vectorised! {
             let last = rows.len() / k - 1;
             let rows: [(&[[u16; LANES]], &[u16]); 4] =
                 std::array::from_fn(|r| rows[r.min(last) * k..(r.min(last) + 1) * k].as_chunks::<LANES>());
-            for (c, y) in ys.iter().enumerate() {
-                for r in 0..4 {
-                    for i in 0..LANES {
-                        lanes[r][i] += widen(rows[r].0[c][i]) * y[i];
-                    }
+            let [a, b, c, d] = rows.map(|(whole, _)| whole);
+            for ((((a, b), c), d), y) in a.iter().zip(b).zip(c).zip(d).zip(ys) {
+                for i in 0..LANES {
+                    lanes[0][i] += widen(a[i]) * y[i];
+                    lanes[1][i] += widen(b[i]) * y[i];
+                    lanes[2][i] += widen(c[i]) * y[i];
+                    lanes[3][i] += widen(d[i]) * y[i];
                 }
             }
             for ((out, lanes), (_, rest)) in out.iter_mut().zip(lanes).zip(rows) {
