@@ -2,6 +2,8 @@
 //! `MECHINTERP_SMOLLM2` names the model's directory.
 
 use candle_core::{DType, Device, Tensor};
+use mechinterp::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
+use mechinterp::model::{HookPlan, HookPoint, Model, Site};
 
 use crate::close::Close;
 use crate::fixture::Cli;
@@ -61,4 +63,52 @@ fn smollm2_tokenizer_agrees_with_transformers() {
     let theirs = golden["0.tokens"].to_dtype(DType::U32).unwrap().to_vec1::<u32>().unwrap();
     assert_eq!(report[0]["tokens"], serde_json::json!(theirs));
     assert_eq!(report[0]["next"][0]["token"], " Paris");
+}
+
+/// Mean next-token loss in nats.
+fn loss(logits: &Tensor, tokens: &Tensor) -> f32 {
+    let (b, s, v) = logits.dims3().unwrap();
+    let logits = logits.narrow(1, 0, s - 1).unwrap().reshape((b * (s - 1), v)).unwrap();
+    let targets = tokens.narrow(1, 1, s - 1).unwrap().flatten_all().unwrap();
+    candle_nn::loss::cross_entropy(&logits, &targets).unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn smollm2_in_bf16_loses_little_against_f32() {
+    let Some(dir) = std::env::var_os("MECHINTERP_SMOLLM2") else { return };
+    let Some(corpora) = std::env::var_os("MECHINTERP_CORPORA") else { return };
+    let dir = std::path::Path::new(&dir);
+    let open = |dtype| {
+        let weights = [dir.join("model.safetensors")];
+        Model::open(&dir.join("config.json"), &weights, dtype, &Device::Cpu).unwrap()
+    };
+    let tokenizer = Tokenizer::load(&dir.join("tokenizer.json"), None, SpecialIds::default()).unwrap();
+    let mut sequences = Vec::new();
+    for corpus in ["wiki.jsonl", "books.jsonl"] {
+        let text = std::fs::read_to_string(std::path::Path::new(&corpora).join(corpus)).unwrap();
+        for line in text.lines().take(4) {
+            let document: serde_json::Value = serde_json::from_str(line).unwrap();
+            let tokens = tokenizer.encode(document["text"].as_str().unwrap(), BosPolicy::Prepend).unwrap();
+            sequences.push(tokens[..256].to_vec());
+        }
+    }
+    let hook = HookPoint::block(15, Site::ResidPost);
+    let plan = HookPlan::new().with_logits().capture(hook);
+    let run = |dtype| {
+        let model = open(dtype);
+        let tokens = model.tokens(&sequences).unwrap();
+        let run = model.forward(&tokens, &plan).unwrap();
+        let rows = run.captured(hook).unwrap().flatten(0, 1).unwrap().to_vec2::<f32>().unwrap();
+        (loss(run.logits().unwrap(), &tokens), rows)
+    };
+    let ((exact, stream), (rounded, rounded_stream)) = (run(DType::F32), run(DType::BF16));
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let cosines: Vec<f64> =
+        stream.iter().zip(&rounded_stream).map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()).collect();
+    let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+    let worst = cosines.iter().copied().fold(1.0, f64::min);
+    println!("loss {exact} in f32, {rounded} in bf16; cosine of the stream {mean} on average, {worst} at worst");
+    assert!((rounded - exact).abs() < 0.01 * exact, "loss {exact} in f32, {rounded} in bf16");
+    assert!(mean > 0.999 && worst > 0.995, "cosine {mean} on average, {worst} at worst");
+    assert!(rounded.to_bits() != exact.to_bits(), "bf16 was not used");
 }
