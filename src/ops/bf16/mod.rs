@@ -7,19 +7,18 @@
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use super::gemm::{self, Matrix};
 use super::lanes::{self, Activation};
 use super::threads;
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
+mod kernel;
 mod pack;
 
+pub use kernel::Kernel;
 pub use pack::{Packed, Rows};
+
+use kernel::{Operands, ahead, block, on_tiles, run};
 
 /// Rows and columns of the block that a kernel computes at once, and the `k` of a tile.
 const BLOCK: usize = 32;
@@ -29,8 +28,6 @@ const TILE: usize = 16;
 const K_BLOCK: usize = 20;
 /// Rows that go by a panel before the next one: they and their results stay in the second-level cache.
 const ROWS: usize = 8 * BLOCK;
-/// Rows up to which AVX-512 beats tiles that stay mostly empty.
-const FEW_ROWS: usize = 4;
 
 /// 32 bf16 numbers as bits: one cache line.
 #[repr(C, align(64))]
@@ -39,68 +36,6 @@ struct Line([u16; BLOCK]);
 
 /// 32 of `k` for 16 columns; each line holds a pair of `k` for every column.
 type Tile = [Line; TILE];
-
-/// What a block kernel multiplies: `k_tiles` lines of each of 32 rows, `stride` lines apart and readable even past the
-/// `rows` that matter, with two columns of as many tiles.
-#[derive(Clone, Copy)]
-struct Operands<'a> {
-    a: &'a [Line],
-    stride: usize,
-    rows: usize,
-    b: [&'a [Tile]; 2],
-    /// Where to fetch the tiles of the next panel from, ahead of their use; never read.
-    next: [*const Line; 2],
-}
-
-/// Lines of each column of tiles that one `k` of a block fetches ahead: with 8 blocks of rows, all of the next panel.
-const AHEAD: usize = 2;
-
-/// The part of the next panel that block `block` of rows fetches.
-fn ahead(next: [&[Tile]; 2], block: usize) -> [*const Line; 2] {
-    next.map(|tiles| tiles.as_ptr().cast::<Line>().wrapping_add(block * tiles.len() * AHEAD))
-}
-
-/// A way to multiply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kernel {
-    /// Intel's tiles.
-    Amx,
-    /// `vdpbf16ps`.
-    Avx512,
-    /// Widening to f32 and the `gemm` crate.
-    Portable,
-}
-
-impl Kernel {
-    /// All that this machine has, fastest first.
-    pub fn available() -> Vec<Self> {
-        let mut kernels = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        if avx512::available() {
-            if amx::available() {
-                kernels.push(Self::Amx);
-            }
-            kernels.push(Self::Avx512);
-        }
-        kernels.push(Self::Portable);
-        kernels
-    }
-
-    /// The fastest one of this machine.
-    pub fn best() -> Self {
-        static BEST: OnceLock<Kernel> = OnceLock::new();
-        *BEST.get_or_init(|| Self::available()[0])
-    }
-
-    /// Whether it beats products in f32.
-    pub fn is_native(self) -> bool {
-        self != Self::Portable
-    }
-
-    fn for_rows(self, rows: usize) -> Self {
-        if self == Self::Amx && rows <= FEW_ROWS { Self::Avx512 } else { self }
-    }
-}
 
 /// `out = lhs · rhs`, or `out += lhs · rhs` with `add`; `out` is row-major `[rows, n]`.
 ///
@@ -333,60 +268,6 @@ pub(super) fn panel(
     });
 }
 
-/// One block of at most 32 × 32 into the corner of `out`.
-fn block(kernel: Kernel, operands: Operands<'_>, out: &mut [MaybeUninit<f32>], stride: usize, width: usize, add: bool) {
-    let height = operands.rows;
-    if width == BLOCK && (height == BLOCK || kernel == Kernel::Avx512) {
-        return run(kernel, operands, out, stride, add);
-    }
-    // Blocks at the edge go through a whole one.
-    let mut whole = [[MaybeUninit::new(0.0f32); BLOCK]; BLOCK];
-    if add {
-        for (whole, out) in whole.iter_mut().zip(out.chunks(stride)).take(height) {
-            whole[..width].copy_from_slice(&out[..width]);
-        }
-    }
-    run(kernel, operands, whole.as_flattened_mut(), BLOCK, add);
-    for (whole, out) in whole.iter().zip(out.chunks_mut(stride)).take(height) {
-        out[..width].copy_from_slice(&whole[..width]);
-    }
-}
-
-/// Runs a block kernel: 32 columns of `operands.rows` rows, with AMX always 32 rows.
-fn run(kernel: Kernel, operands: Operands<'_>, out: &mut [MaybeUninit<f32>], stride: usize, add: bool) {
-    let k_tiles = operands.b[0].len();
-    let rows = if kernel == Kernel::Amx { BLOCK } else { operands.rows };
-    assert!(rows > 0 && operands.b[1].len() == k_tiles, "two columns of tiles");
-    assert!((rows - 1) * operands.stride + k_tiles <= operands.a.len(), "rows of the left side");
-    assert!((rows - 1) * stride + BLOCK <= out.len(), "a block inside its matrix");
-    match kernel {
-        #[cfg(target_arch = "x86_64")]
-        #[expect(unsafe_code, reason = "kernels work on pointers")]
-        // SAFETY: the assertions above hold all that the kernel reads and writes inside the three slices; `panel` and
-        // `gated_with` run inside `on_tiles`, and a kernel is only chosen where it is available.
-        Kernel::Amx => unsafe { amx::block(operands, out.as_mut_ptr().cast(), stride, add) },
-        #[cfg(target_arch = "x86_64")]
-        #[expect(unsafe_code, reason = "kernels work on pointers")]
-        // SAFETY: as above.
-        Kernel::Avx512 => unsafe { avx512::block(operands, out.as_mut_ptr().cast(), stride, add) },
-        _ => unreachable!("{kernel:?} has no block kernel"),
-    }
-}
-
-/// Sets the kernel's registers up for `work`; checks that the machine has it.
-fn on_tiles(kernel: Kernel, work: impl FnOnce()) {
-    match kernel {
-        #[cfg(target_arch = "x86_64")]
-        Kernel::Amx => amx::with_tiles(work),
-        #[cfg(target_arch = "x86_64")]
-        Kernel::Avx512 => {
-            assert!(avx512::available(), "this CPU has no AVX-512 BF16");
-            work();
-        }
-        _ => unreachable!("{kernel:?} has no block kernel"),
-    }
-}
-
 /// [`panel`] in f32 by the `gemm` crate, 256 columns at a time.
 fn portable(out: &mut [MaybeUninit<f32>], stride: usize, lhs: &Rows, rhs: &Packed, part: Part, add: bool) {
     const COLUMNS: usize = 8 * BLOCK;
@@ -412,131 +293,4 @@ fn portable(out: &mut [MaybeUninit<f32>], stride: usize, lhs: &Rows, rhs: &Packe
 }
 
 #[cfg(test)]
-mod tests {
-    use half::bf16;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::ops::gemm::tests::{numbers, with_threads};
-
-    fn bits(values: &[f32]) -> Vec<u16> {
-        values.iter().map(|&x| bf16::from_f32(x).to_bits()).collect()
-    }
-
-    /// What every kernel must equal: inputs rounded to bf16, sums in f64.
-    fn naive(a: &[f32], b: &[f32], [m, k, n]: [usize; 3]) -> Vec<f32> {
-        let a: Vec<f64> = a.iter().map(|&x| bf16::from_f32(x).to_f64()).collect();
-        let b: Vec<f64> = b.iter().map(|&x| bf16::from_f32(x).to_f64()).collect();
-        let cell = |i: usize, j: usize| (0..k).map(|p| a[i * k + p] * b[p * n + j]).sum::<f64>() as f32;
-        (0..m).flat_map(|i| (0..n).map(move |j| cell(i, j))).collect()
-    }
-
-    fn assert_close(found: &[f32], expected: &[f32], what: &str) {
-        assert_eq!(found.len(), expected.len());
-        let largest = expected.iter().fold(1.0f32, |max, x| max.max(x.abs()));
-        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-            assert!((found - expected).abs() <= 2e-6 * largest, "{what}: {found} for {expected} at {i}");
-        }
-    }
-
-    fn transposed(b: &[u16], k: usize, n: usize) -> Vec<u16> {
-        (0..n).flat_map(|j| (0..k).map(move |p| b[p * n + j])).collect()
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn every_kernel_equals_the_naive_product(
-            m in 1usize..100, k in 0usize..600, n in 1usize..100, add in any::<bool>(), alone in any::<bool>(),
-        ) {
-            let (a, b, start) = (numbers(m * k, "a"), numbers(k * n, "b"), numbers(m * n, "c"));
-            let (lhs, weight) = (Rows::round(&a, m, k), bits(&b));
-            let mut expected = naive(&a, &b, [m, k, n]);
-            if add {
-                expected.iter_mut().zip(&start).for_each(|(x, c)| *x += c);
-            }
-            for packed in [Packed::from_in_out(&weight, k, n), Packed::from_out_in(&transposed(&weight, k, n), n, k)] {
-                for kernel in Kernel::available() {
-                    let mut out = start.clone();
-                    let mut go = || multiply_with(kernel, &mut out, &lhs, &packed, add);
-                    if alone { threads::on_this_thread(go) } else { go() }
-                    prop_assert!(add || kernel != Kernel::best() || alone || out == product(&lhs, &packed));
-                    assert_close(&out, &expected, &format!("{kernel:?} [{m}, {k}, {n}]"));
-                }
-            }
-        }
-
-        #[test]
-        fn a_gated_product_equals_its_parts(m in 1usize..100, k in 1usize..100, n in 1usize..100) {
-            let (a, gate, up) = (numbers(m * k, "a"), numbers(k * n, "gate"), numbers(k * n, "up"));
-            let lhs = Rows::round(&a, m, k);
-            let (gate_bits, up_bits) = (Packed::from_in_out(&bits(&gate), k, n), Packed::from_in_out(&bits(&up), k, n));
-            let silu = |x: f32| x / (1.0 + (-x).exp());
-            let shape = [m, k, n];
-            let (pre, linear) = (naive(&a, &gate, shape), naive(&a, &up, shape));
-            for kernel in Kernel::available() {
-                for alone in [false, true] {
-                    let go = || gated_with(kernel, &lhs, &gate_bits, &up_bits, Activation::Silu);
-                    let post = if alone { threads::on_this_thread(go) } else { go() };
-                    let found = post.widen(0..m, 0..n);
-                    for ((found, pre), linear) in found.iter().zip(&pre).zip(&linear) {
-                        let expected = silu(*pre) * linear;
-                        prop_assert!((found - expected).abs() <= expected.abs() / 200.0 + 1e-5, "{found} {expected}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn packing_keeps_every_value_where_it_was() {
-        let (k, n) = (45, 37);
-        let weight: Vec<u16> = (0..k * n).map(|i| i as u16).collect();
-        let rows = |values: &[u16], rows, k| {
-            let mut out = Rows::unset(rows, k);
-            (0..rows).for_each(|i| out.row_mut(i).copy_from_slice(&values[i * k..(i + 1) * k]));
-            out
-        };
-        let columns = transposed(&weight, k, n);
-        for packed in [
-            Packed::from_in_out(&weight, k, n),
-            Packed::from_out_in(&columns, n, k),
-            Packed::of(&rows(&weight, k, n)),
-            Packed::transposed(&rows(&columns, n, k)),
-        ] {
-            for (i, j) in (0..k).flat_map(|i| (0..n).map(move |j| (i, j))) {
-                assert_eq!(packed.at(i, j), weight[i * n + j], "[{i}, {j}]");
-            }
-        }
-    }
-
-    #[test]
-    fn rounding_goes_to_the_nearest_even_and_keeps_what_is_not_a_number() {
-        let mut values = numbers(300, "x");
-        values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-40]);
-        values.extend([1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1.0 + 1.0 / 256.0 + 1e-6]);
-        let rows = Rows::round(&values, 1, values.len());
-        assert_eq!(rows.row(0), bits(&values));
-        let nan = Rows::round(&[f32::NAN, -f32::NAN], 1, 2);
-        assert!(nan.row(0).iter().all(|&b| bf16::from_bits(b).is_nan()));
-    }
-
-    #[test]
-    fn the_bits_do_not_depend_on_the_threads() {
-        let (m, k, n) = (130, 150, 90);
-        let lhs = Rows::round(&numbers(m * k, "a"), m, k);
-        let rhs = Packed::from_in_out(&bits(&numbers(k * n, "b")), k, n);
-        for kernel in Kernel::available() {
-            let product = || {
-                let mut out = vec![0.0; m * n];
-                multiply_with(kernel, &mut out, &lhs, &rhs, false);
-                out
-            };
-            let one = with_threads(1, product);
-            assert_eq!(one, with_threads(2, product), "{kernel:?}");
-            assert_eq!(one, with_threads(3, product), "{kernel:?}");
-            assert!(one.iter().any(|x| *x != 0.0));
-        }
-    }
-}
+mod tests;

@@ -5,7 +5,8 @@ use std::arch::x86_64::{
     _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
-use super::{Line, Operands, TILE};
+use super::super::{Line, TILE};
+use super::Operands;
 
 /// Rows a pass keeps in registers: 8 rows × 2 tiles are 16 accumulators of the 32 registers.
 const ROWS: usize = 8;

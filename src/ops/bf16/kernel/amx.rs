@@ -5,7 +5,8 @@
 use std::arch::asm;
 use std::sync::OnceLock;
 
-use super::{BLOCK, Line, Operands};
+use super::super::{BLOCK, Line};
+use super::Operands;
 
 /// Palette 1: eight tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
