@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::base::{Error, Result};
-use crate::ops::lanes;
+pub use crate::ops::lanes::Activation;
 
 /// The kind of the norms in the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -105,34 +105,7 @@ pub struct QkNorm {
     pub norm: Norm,
 }
 
-/// The nonlinearity of the MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// `x · Φ(x)`, exact.
-    Gelu,
-    /// The tanh approximation: `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`.
-    GeluTanh,
-    /// `x · σ(1.702 x)`
-    QuickGelu,
-    /// `x · σ(x)`
-    Silu,
-    /// `max(x, 0)`
-    Relu,
-}
-
 impl Activation {
-    /// The kernel that computes it.
-    pub(crate) fn kernel(self) -> lanes::Activation {
-        match self {
-            Self::Gelu => lanes::Activation::Gelu,
-            Self::GeluTanh => lanes::Activation::GeluTanh,
-            Self::QuickGelu => lanes::Activation::QuickGelu,
-            Self::Silu => lanes::Activation::Silu,
-            Self::Relu => lanes::Activation::Relu,
-        }
-    }
-
     /// The activation called `name` in a Hugging Face configuration.
     ///
     /// # Errors

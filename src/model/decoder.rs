@@ -241,7 +241,7 @@ impl Model {
         let (b, s) = tokens.dims2()?;
         let x = self.embed.index_select(&tokens.flatten_all()?, 0)?.reshape((b, s, ()))?;
         let x = x.to_dtype(self.activation_dtype())?;
-        // candle rounds the factor to the number type of `x`, as Gemma does.
+        // candle rounds the factor to the number type of the stream, as Gemma does.
         let x = scaled(x, self.config.embedding.multiplier)?;
         let x = match &self.project_in {
             Some(project) => project.forward(&x)?,

@@ -92,7 +92,7 @@ impl Gated {
 /// A gated MLP without storing what is inside it, where its weights are packed.
 fn fused(input: &Input<'_>, [gate, up, down]: [&Linear; 3], activation: Activation) -> Result<Option<Tensor>> {
     let (Some(gate), Some(up)) = (gate.packed_without_bias(), up.packed_without_bias()) else { return Ok(None) };
-    let post = bf16::gated(input.rows()?, gate, up, activation.kernel());
+    let post = bf16::gated(input.rows()?, gate, up, activation);
     down.forward_rows(&post, input.tensor())
 }
 
@@ -100,8 +100,8 @@ fn fused(input: &Input<'_>, [gate, up, down]: [&Linear; 3], activation: Activati
 fn activate(pre: &Tensor, linear: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
     if plain::is_plain(pre) && linear.is_none_or(plain::is_plain) {
         let post = plain::read(pre, |pre| match linear {
-            Some(linear) => plain::read(linear, |linear| lanes::activated(pre, Some(linear), activation.kernel())),
-            None => Ok(lanes::activated(pre, None, activation.kernel())),
+            Some(linear) => plain::read(linear, |linear| lanes::activated(pre, Some(linear), activation)),
+            None => Ok(lanes::activated(pre, None, activation)),
         })??;
         return plain::tensor(post, pre.dims(), pre);
     }

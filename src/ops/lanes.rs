@@ -9,11 +9,12 @@ use super::vector::{add_scaled, sum_lanes, vectorised};
 pub(super) const LANES: usize = 16;
 
 /// The nonlinearities of transformer MLPs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activation {
-    /// `x · Φ(x)`
+    /// `x · Φ(x)`, exact.
     Gelu,
-    /// The tanh approximation of it.
+    /// The tanh approximation of it: `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`.
     GeluTanh,
     /// `x · σ(1.702 x)`
     QuickGelu,
