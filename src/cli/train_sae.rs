@@ -75,6 +75,9 @@ pub(super) struct Args {
     /// Share of the sequences, the last ones, that is kept for measuring and never trained on.
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     held_out: f64,
+    /// Steps between measurements on held-out text; a twentieth of all steps when absent.
+    #[arg(long, value_name = "N")]
+    eval_every: Option<u64>,
     /// Steps between checkpoints.
     #[arg(long, value_name = "N", default_value_t = TrainSettings::default().checkpoint_every)]
     checkpoint_every: u64,
@@ -118,13 +121,13 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let (kept, positions) = KeptRows::of_cache(&reader, hook, args.filter.settings(), ui.progress())?;
     ui.say(positions);
     let kept = Arc::new(kept);
-    let mut source = CacheSource::training(Arc::clone(&reader), hook, Arc::clone(&kept), split, args.seed)?;
+    let mut source = CacheSource::training(Arc::clone(&reader), &[hook], Arc::clone(&kept), split, args.seed)?;
     let mut heldout = if split.held_out().is_empty() {
         None
     } else {
-        Some(CacheSource::held_out(Arc::clone(&reader), hook, kept, split)?)
+        Some(CacheSource::held_out(Arc::clone(&reader), &[hook], kept, split)?)
     };
-    settings.plan(source.width(), source.rows())?;
+    settings.plan(source.widths()[0], source.rows())?;
     write_json(&artifact.dir().join(RECORD), &record)?;
     let summary = train(TrainRun {
         source: &mut source,
@@ -164,6 +167,7 @@ impl Args {
             dead_features: if self.no_resampling { DeadFeatures::Ignore } else { DeadFeatures::Resample },
             checkpoint_every: self.checkpoint_every,
             log_every: self.log_every,
+            eval_every: self.eval_every,
             ..TrainSettings::default()
         }
     }

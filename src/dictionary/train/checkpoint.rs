@@ -14,7 +14,7 @@ use super::dead::Activity;
 use super::parameters::{Parameters, State};
 use super::settings::TrainPlan;
 use crate::base::mapped::Mapped;
-use crate::base::{Error, Progress, Result};
+use crate::base::{Error, Result};
 use crate::dictionary::io::{Values, write_tensors};
 
 /// The directory inside the output.
@@ -81,7 +81,7 @@ pub(super) fn write(
     };
     let folder = dir.join(DIRECTORY);
     fs::create_dir_all(&folder).map_err(Error::io("make the checkpoint directory", &folder))?;
-    let path = folder.join(format!("step-{step:09}.safetensors"));
+    let path = path(dir, *step);
     let text = serde_json::to_vec(&header).map_err(|e| Error::Io {
         action: "serialise the checkpoint",
         path: path.clone(),
@@ -103,25 +103,23 @@ pub(super) fn write(
     Ok(())
 }
 
-/// The newest checkpoint under `dir` that reads; a damaged one is passed over with a warning.
+/// The checkpoint at `path`.
 ///
 /// # Errors
-/// `Mismatch` when the run was started with another plan.
-pub(super) fn latest(dir: &Path, plan: &TrainPlan, progress: &dyn Progress) -> Result<Option<Checkpoint>> {
-    for path in existing(dir) {
-        match read(&path) {
-            Ok(checkpoint) => {
-                check_plan(&checkpoint.header.plan, plan)?;
-                return Ok(Some(checkpoint));
-            }
-            Err(error) => progress.warn(&format!("passing over a checkpoint: {error}")),
-        }
-    }
-    Ok(None)
+/// `Malformed` when it does not read, `Mismatch` when the run was started with another plan.
+pub(super) fn open(path: &Path, plan: &TrainPlan) -> Result<Checkpoint> {
+    let checkpoint = read(path)?;
+    check_plan(&checkpoint.header.plan, plan)?;
+    Ok(checkpoint)
 }
 
-/// Checkpoint files, newest first.
-fn existing(dir: &Path) -> Vec<PathBuf> {
+/// Where the checkpoint after `step` steps is under `dir`.
+pub(super) fn path(dir: &Path, step: u64) -> PathBuf {
+    dir.join(DIRECTORY).join(format!("step-{step:09}.safetensors"))
+}
+
+/// Checkpoint files under `dir`, newest first.
+pub(super) fn existing(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir.join(DIRECTORY)).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> =
         entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect();

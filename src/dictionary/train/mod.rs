@@ -23,6 +23,7 @@ mod log;
 mod loss;
 mod optimiser;
 mod parameters;
+mod resume;
 mod rows;
 mod run;
 mod schedule;
@@ -30,7 +31,8 @@ mod settings;
 mod step;
 #[cfg(test)]
 mod tests;
+mod trainer;
 
 pub use log::{METRICS_FILE, MetricsLine};
-pub use run::{TrainRun, TrainSummary, train};
+pub use run::{Member, SweepRun, TrainRun, TrainSummary, train, train_sweep};
 pub use settings::{DeadFeatures, DecoderBias, TrainArchitecture, TrainPlan, TrainSettings};

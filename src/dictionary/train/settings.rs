@@ -171,8 +171,10 @@ pub struct TrainSettings {
     pub checkpoint_every: u64,
     /// Steps between lines of `metrics.jsonl`.
     pub log_every: u64,
-    /// Held-out rows that are measured now and then; at the end eight times as many.
+    /// Held-out rows that are measured every `eval_every` steps; at the end eight times as many.
     pub heldout_rows: u64,
+    /// Steps between measurements on held-out rows; `None`: a twentieth of all steps.
+    pub eval_every: Option<u64>,
 }
 
 impl Default for TrainSettings {
@@ -215,6 +217,7 @@ impl Default for TrainSettings {
             checkpoint_every: 250,
             log_every: 10,
             heldout_rows: 8192,
+            eval_every: None,
         }
     }
 }
@@ -262,8 +265,10 @@ pub struct TrainPlan {
     pub checkpoint_every: u64,
     /// Steps between logged lines.
     pub log_every: u64,
-    /// Held-out rows measured now and then.
+    /// Held-out rows measured every `eval_every` steps.
     pub heldout_rows: u64,
+    /// Steps between measurements on held-out rows.
+    pub eval_every: u64,
 }
 
 impl TrainSettings {
@@ -328,6 +333,7 @@ impl TrainSettings {
             checkpoint_every: self.checkpoint_every,
             log_every: self.log_every,
             heldout_rows: self.heldout_rows,
+            eval_every: self.eval_every.unwrap_or((steps / 20).max(1)),
         })
     }
 
@@ -386,6 +392,7 @@ impl TrainSettings {
         positive("--batch-size", self.batch_size as u64, "the default is 4096")?;
         positive("--log-every", self.log_every, "the default is 10")?;
         positive("--checkpoint-every", self.checkpoint_every, "the default is 250")?;
+        positive("--eval-every", self.eval_every.unwrap_or(1), "leave it out for a twentieth of the run")?;
         positive("--n-batches-for-norm", self.n_batches_for_norm, "the default is 50")?;
         positive("--dead-feature-window", self.dead_feature_window.unwrap_or(1), "leave it out for the default")?;
         Ok(())
