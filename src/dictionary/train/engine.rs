@@ -8,7 +8,7 @@ use super::dense::DenseState;
 use super::optimiser;
 use super::parameters::State;
 use super::settings::TrainPlan;
-use super::step::{BatchReport, StepInput, Workspace};
+use super::step::{self, BatchReport, StepInput, Workspace};
 use crate::base::Result;
 use crate::ops::threads;
 
@@ -66,6 +66,21 @@ impl Engine {
                 Ok((report, norm))
             }
         }
+    }
+
+    /// Before the penalty's exponent moves from `before`: changes its coefficient so that the penalty of this batch
+    /// stays what it was (Karvonen et al. 2024, p-annealing).
+    pub(super) fn anneal(&mut self, input: StepInput<'_>, before: f64) -> Result<()> {
+        if before == input.exponent {
+            return Ok(());
+        }
+        let state = self.state()?;
+        let size = |exponent| step::penalty(&state, input.x, exponent);
+        let (old, new) = (size(before), size(input.exponent));
+        if old > 0.0 && new > 0.0 {
+            self.edit(|state| state.penalty_scale *= old / new)?;
+        }
+        Ok(())
     }
 
     /// The state in this machine's memory.

@@ -26,7 +26,7 @@ pub(super) trait Precision: Element {
     fn right_transposed<'a>(values: &'a [f32], scale: Option<&[f32]>, n: usize, k: usize) -> Self::Right<'a>;
 
     /// Rows of `left`, which holds the inner range `k` only, times columns of `right`, on the calling thread. Columns
-    /// and `k` begin at multiples of [`GRAIN`].
+    /// and `k` begin at multiples of 32.
     fn multiply(
         out: &mut [f32],
         left: (&Self::Left, Range<usize>),
@@ -35,9 +35,6 @@ pub(super) trait Precision: Element {
         add: bool,
     );
 }
-
-/// Columns and inner ranges of a product begin at multiples of this.
-pub(super) const GRAIN: usize = 32;
 
 /// The right side of a product in `f32`.
 #[derive(Debug, Clone)]

@@ -64,10 +64,6 @@ impl TrainArchitecture {
             Self::Relu | Self::TopK | Self::BatchTopK | Self::Matryoshka => &[],
         }
     }
-
-    fn competes(self) -> bool {
-        matches!(self, Self::TopK | Self::BatchTopK | Self::Matryoshka)
-    }
 }
 
 /// What happens to features that stay silent.
@@ -148,9 +144,9 @@ pub struct TrainSettings {
     pub steps: Option<u64>,
     /// Seed of initialisation and resampling.
     pub seed: u64,
-    /// Precision of products, of the weights and rows they read; weights and sums are f32. `Auto`: bf16 where the CPU
+    /// Precision of products, of the weights and rows they read; weights and sums are f32. `None`: bf16 where the CPU
     /// multiplies it natively.
-    pub dtype: DtypeChoice,
+    pub dtype: Option<DtypeChoice>,
     /// Steps over which the penalty rises from zero; `None`: a twentieth of all steps.
     pub l1_warm_up_steps: Option<u64>,
     /// Steps over which the learning rate rises; `None`: a fiftieth of all steps, at most 1000.
@@ -205,7 +201,7 @@ impl Default for TrainSettings {
             tokens: None,
             steps: None,
             seed: 42,
-            dtype: DtypeChoice::Auto,
+            dtype: None,
             l1_warm_up_steps: None,
             lr_warm_up_steps: None,
             lr_decay_steps: None,
@@ -319,9 +315,9 @@ impl TrainSettings {
             steps,
             seed: self.seed,
             dtype: match self.dtype {
-                DtypeChoice::Auto if Kernel::best().is_native() => DtypeChoice::Bf16,
-                DtypeChoice::Bf16 => DtypeChoice::Bf16,
-                _ => DtypeChoice::F32,
+                None if Kernel::best().is_native() => DtypeChoice::Bf16,
+                Some(dtype) => dtype,
+                None => DtypeChoice::F32,
             },
             coefficient_warm_up_steps: self.l1_warm_up_steps.unwrap_or(steps / 20),
             lr_warm_up_steps: warm_up,
@@ -388,6 +384,10 @@ impl TrainSettings {
         if !(self.decoder_init_norm.is_finite() && self.decoder_init_norm > 0.0) {
             let remedy = "leave it out for the default, 0.1";
             return Err(Error::flag("--decoder-init-norm", "a positive number", self.decoder_init_norm, remedy));
+        }
+        if self.dtype == Some(DtypeChoice::F16) {
+            let expected = "f32 or bf16, in which training computes";
+            return Err(Error::flag("--dtype", expected, "f16", "leave it out for the faster one"));
         }
         positive("--batch-size", self.batch_size as u64, "the default is 4096")?;
         positive("--log-every", self.log_every, "the default is 10")?;

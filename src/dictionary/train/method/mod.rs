@@ -10,7 +10,8 @@ mod jumprelu;
 mod relu;
 
 pub(super) use gated::Gated;
-pub(super) use jumprelu::{JumpRelu, SparsityLoss};
+pub(super) use jumprelu::JumpRelu;
+pub use jumprelu::SparsityLoss;
 pub(super) use relu::Relu;
 
 /// What one entry passes back.

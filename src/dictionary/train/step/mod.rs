@@ -267,3 +267,11 @@ pub(super) fn reconstruct(state: &State, plan: &TrainPlan, x: &[f32]) -> Vec<f32
     });
     out
 }
+
+/// `Σ_b P(S_b)` of a ReLU dictionary with an annealed exponent.
+pub(super) fn penalty(state: &State, x: &[f32], exponent: f64) -> f64 {
+    let norms = state.weights.decoder_norms();
+    let rule = Relu { norms: &norms, p: exponent as f32, root: false };
+    let codes = active_pairs(&state.weights, &rule, x);
+    codes.features.iter().zip(&codes.values).map(|(f, pre)| f64::from(rule.size(*f as usize, *pre))).sum()
+}
