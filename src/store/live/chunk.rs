@@ -28,14 +28,15 @@ pub(super) struct Rows {
     pub(super) values: Vec<Values>,
     /// The rows without values, ascending.
     pub(super) left_out: Vec<u32>,
-    pub(super) rows: usize,
+    /// How many rows there are.
+    pub(super) count: usize,
 }
 
 impl Rows {
     /// `rows` rows of zeros.
     pub(super) fn zeros(hooks: &Hooks, rows: usize) -> Self {
         let values = hooks.widths.iter().map(|width| Values::zeros(hooks.dtype, rows * width)).collect();
-        Self { values, left_out: Vec::new(), rows }
+        Self { values, left_out: Vec::new(), count: rows }
     }
 
     /// Whether a row has values.

@@ -43,13 +43,12 @@ impl<'a> LiveHeldOut<'a> {
     fn fill(&mut self, rows: u64) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let first = shared.split.held_out().start;
-        let sequences = match self.sequences.take() {
-            Some(sequences) => sequences,
-            None => {
-                let mut packer = shared.text.packer()?;
-                packer.skip_sequences(first)?;
-                packer.take(self.served()).collect::<Result<_>>()?
-            }
+        let sequences = if let Some(sequences) = self.sequences.take() {
+            sequences
+        } else {
+            let mut packer = shared.text.packer()?;
+            packer.skip_sequences(first)?;
+            packer.take(self.served()).collect::<Result<_>>()?
         };
         let mut left = sequences[self.computed.min(sequences.len())..].chunks(shared.batch_size);
         while self.stored < rows

@@ -195,7 +195,7 @@ impl Open {
         let (mut rows, mut left_out) = (0, 0);
         for part in &parts {
             starts.push(rows);
-            rows += part.rows as u64;
+            rows += part.count as u64;
             left_out += part.left_out.len() as u64;
         }
         debug_assert_eq!(rows, window.rows);
@@ -260,7 +260,7 @@ impl<'a> LiveRows<'a> {
             open => {
                 // Room for the worker before waiting for it.
                 for part in open.into_iter().flat_map(|open| open.parts) {
-                    self.buffer.give_back(part.rows as u64);
+                    self.buffer.give_back(part.count as u64);
                 }
                 let window = self.shared.order.window_at(position);
                 let parts = self.receive(&window)?;
@@ -289,7 +289,7 @@ impl<'a> LiveRows<'a> {
             for (part, rows) in parts.into_iter().enumerate() {
                 let to = (pass, self.shared.order.window_of(number, part));
                 if to < key {
-                    self.buffer.give_back(rows.rows as u64);
+                    self.buffer.give_back(rows.count as u64);
                 } else {
                     self.ahead.entry(to).or_default().push(rows);
                 }
