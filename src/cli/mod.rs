@@ -15,6 +15,7 @@ mod feature_page;
 mod features;
 mod filter;
 mod info;
+mod method;
 mod open;
 mod progress;
 mod prompts;

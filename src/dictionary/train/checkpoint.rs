@@ -22,7 +22,7 @@ pub(super) const DIRECTORY: &str = "checkpoints";
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
 const WHAT: &str = "training checkpoint";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a checkpoint records beside tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,10 @@ pub(super) struct Header {
     pub(super) metrics_bytes: u64,
     /// Features started again so far.
     pub(super) resampled: u64,
+    /// The running threshold of batch-wide selection.
+    threshold: f64,
+    /// Factor of the penalty after annealing.
+    penalty_scale: f64,
     previous_rows: u64,
     current_rows: u64,
 }
@@ -62,7 +66,7 @@ pub(super) fn write(
     activity: &Activity,
 ) -> Result<()> {
     let Activity { since_fired, previous, current, previous_rows, current_rows } = activity;
-    let State { weights, first, second, step } = state;
+    let State { weights, first, second, step, threshold, penalty_scale } = state;
     let header = Header {
         version: VERSION,
         plan: plan.clone(),
@@ -70,6 +74,8 @@ pub(super) fn write(
         scale,
         metrics_bytes,
         resampled,
+        threshold: *threshold,
+        penalty_scale: *penalty_scale,
         previous_rows: *previous_rows,
         current_rows: *current_rows,
     };
@@ -137,7 +143,7 @@ fn read(path: &Path) -> Result<Checkpoint> {
     }
     let (d, f) = (header.plan.d_in, header.plan.d_sae);
     let parameters = |group: &str| -> Result<Parameters> {
-        let mut parameters = Parameters::zeros(d, f);
+        let mut parameters = Parameters::zeros(header.plan.arch, d, f);
         let named: Vec<(&str, Vec<usize>)> = parameters.tensors().into_iter().map(|(n, s, _)| (n, s)).collect();
         for (to, (name, shape)) in parameters.tensors_mut().into_iter().zip(named) {
             let bytes = file.bytes(&format!("{group}.{name}"), Dtype::F32, &shape)?;
@@ -154,7 +160,8 @@ fn read(path: &Path) -> Result<Checkpoint> {
         current_rows: header.current_rows,
     };
     let (weights, first, second) = (parameters("weights")?, parameters("first")?, parameters("second")?);
-    Ok(Checkpoint { state: State { weights, first, second, step: header.step }, activity, header })
+    let (step, threshold, penalty_scale) = (header.step, header.threshold, header.penalty_scale);
+    Ok(Checkpoint { state: State { weights, first, second, step, threshold, penalty_scale }, activity, header })
 }
 
 /// Little-endian 32-bit words.

@@ -19,8 +19,11 @@ mod checkpoint;
 mod dead;
 mod dense;
 mod engine;
+mod finish;
 mod log;
 mod loss;
+mod method;
+mod operand;
 mod optimiser;
 mod parameters;
 mod resume;
@@ -35,4 +38,5 @@ mod trainer;
 
 pub use log::{METRICS_FILE, MetricsLine};
 pub use run::{Member, SweepRun, TrainRun, TrainSummary, train, train_sweep};
-pub use settings::{DeadFeatures, DecoderBias, TrainArchitecture, TrainPlan, TrainSettings};
+pub use method::SparsityLoss;
+pub use settings::{Method, DeadFeatures, DecoderBias, TrainArchitecture, TrainPlan, TrainSettings};

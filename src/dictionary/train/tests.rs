@@ -103,7 +103,7 @@ fn small() -> TrainSettings {
     TrainSettings {
         d_sae: Some(100),
         lr: 1e-2,
-        l1_coefficient: 30.0,
+        l1_coefficient: Some(30.0),
         l1_warm_up_steps: Some(1),
         batch_size: 16,
         steps: Some(40),
@@ -122,7 +122,7 @@ fn known_features_in_superposition_are_found() {
     let settings = TrainSettings {
         d_sae: Some(96),
         lr: 3e-3,
-        l1_coefficient: 1.0,
+        l1_coefficient: Some(1.0),
         batch_size: 512,
         steps: Some(1000),
         log_every: 100,
@@ -230,7 +230,7 @@ fn members() -> Vec<Member> {
         metadata: Metadata { hook_name: Some("blocks.0.hook_resid_post".into()), ..Metadata::default() },
     };
     vec![
-        member("sparse", TrainSettings { l1_coefficient: 60.0, ..small() }),
+        member("sparse", TrainSettings { l1_coefficient: Some(60.0), ..small() }),
         member("wide", TrainSettings { d_sae: Some(150), seed: 7, log_every: 5, eval_every: Some(6), ..small() }),
     ]
 }

@@ -3,21 +3,21 @@
 use std::path::PathBuf;
 
 use candle_core::Device;
-use serde_json::json;
 
 use super::checkpoint::{self, Checkpoint};
 use super::dead::{self, Activity};
 use super::engine::Engine;
+use super::finish;
 use super::log::{METRICS_FILE, MetricsLine, MetricsLog};
 use super::parameters::{Parameters, State};
 use super::rows::{Estimate, total_variance};
 use super::run::TrainSummary;
 use super::schedule;
-use super::settings::{DeadFeatures, DecoderBias, TrainPlan};
-use super::step::BatchReport;
+use super::settings::{DeadFeatures, DecoderBias, Method, TrainPlan};
+use super::step::{BatchReport, StepInput};
 use crate::base::{Error, Result};
 use crate::dictionary::metrics::MetricsReport;
-use crate::dictionary::{Architecture, Dictionary, DictionaryConfig, Metadata, io};
+use crate::dictionary::{Dictionary, Metadata, io};
 
 /// What is settled about a dictionary before its weights exist.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ pub(super) struct Trainer {
 pub(super) struct Taken {
     report: BatchReport,
     learning_rate: f64,
-    l1_coefficient: f64,
+    coefficient: f64,
     grad_norm: f64,
 }
 
@@ -62,9 +62,13 @@ impl Trainer {
             DecoderBias::Mean => estimate.mean.iter().map(|m| (m * f64::from(scale)) as f32).collect(),
             DecoderBias::Zero => vec![0.0; plan.d_in],
         };
-        let weights = Parameters::initial(plan.d_in, plan.d_sae, plan.decoder_init_norm, b_dec, plan.seed);
+        let size = (plan.d_in, plan.d_sae);
+        let mut weights = Parameters::initial(plan.arch, size, plan.decoder_init_norm, b_dec, plan.seed);
+        if let (Method::JumpRelu { init_threshold, .. }, [(_, threshold)]) = (&plan.method, weights.own.as_mut_slice()) {
+            threshold.fill(*init_threshold as f32);
+        }
         let activity = Activity::new(plan.d_sae);
-        let engine = Engine::new(State::new(weights), device)?;
+        let engine = Engine::new(State::new(weights), plan, device)?;
         let metrics = MetricsLog::open(&seat.dir, 0)?;
         Ok(Self { seat, scale, engine, activity, step: 0, resampled: 0, metrics, last: None })
     }
@@ -74,7 +78,7 @@ impl Trainer {
         let Checkpoint { header, state, activity } = checkpoint;
         let metrics = MetricsLog::open(&seat.dir, header.metrics_bytes)?;
         let last = metrics.last()?;
-        let engine = Engine::new(state, device)?;
+        let engine = Engine::new(state, &seat.plan, device)?;
         let (scale, step, resampled) = (header.scale, header.step, header.resampled);
         Ok(Self { seat, scale, engine, activity, step, resampled, metrics, last })
     }
@@ -91,15 +95,22 @@ impl Trainer {
     pub(super) fn step(&mut self, x: &[f32]) -> Result<Taken> {
         let plan = &self.seat.plan;
         let learning_rate = schedule::learning_rate(plan, self.step);
-        let l1_coefficient = schedule::l1_coefficient(plan, self.step);
-        let (report, grad_norm) = self.engine.step(x, l1_coefficient, learning_rate)?;
+        let coefficient = schedule::coefficient(plan, self.step);
+        let exponent = schedule::exponent(plan, self.step);
+        let dead = if plan.method.uses_dead() { self.activity.dead(plan.dead_feature_window) } else { Vec::new() };
+        let input = StepInput { x, coefficient, exponent, dead: &dead };
+        if self.step > 0 {
+            let before = schedule::exponent(plan, self.step - 1);
+            self.engine.anneal(input, before)?;
+        }
+        let (report, grad_norm) = self.engine.step(plan, input, learning_rate)?;
         self.step += 1;
-        if !(report.loss.total(l1_coefficient).is_finite() && grad_norm.is_finite()) {
+        if !(report.loss.total(coefficient).is_finite() && grad_norm.is_finite()) {
             return Err(self.diverged());
         }
         self.activity.record(&report.fired, plan.batch_size as u64);
         self.revive(x)?;
-        Ok(Taken { report, learning_rate, l1_coefficient, grad_norm })
+        Ok(Taken { report, learning_rate, coefficient, grad_norm })
     }
 
     fn diverged(&self) -> Error {
@@ -119,7 +130,8 @@ impl Trainer {
 
     /// Starts dead features again, once a window, while the learning rate is still high enough for them to learn.
     fn revive(&mut self, x: &[f32]) -> Result<()> {
-        let TrainPlan { dead_features, dead_feature_window, steps, lr_decay_steps, seed, .. } = self.seat.plan;
+        let plan = &self.seat.plan;
+        let TrainPlan { dead_features, dead_feature_window, steps, lr_decay_steps, .. } = *plan;
         let due = self.step.is_multiple_of(dead_feature_window) && self.step + lr_decay_steps < steps;
         if dead_features == DeadFeatures::Ignore || !due {
             return Ok(());
@@ -128,7 +140,7 @@ impl Trainer {
         if dead.is_empty() {
             return Ok(());
         }
-        let revived = self.engine.edit(|state| dead::resample(state, &dead, x, seed))?;
+        let revived = self.engine.edit(|state| dead::resample(state, plan, &dead, x))?;
         for feature in &revived {
             self.activity.since_fired[*feature as usize] = 0;
         }
@@ -154,19 +166,20 @@ impl Trainer {
     /// Adds a line for the step on `x` to `metrics.jsonl`.
     pub(super) fn log(&mut self, x: &[f32], taken: &Taken, heldout: Option<&MetricsReport>) -> Result<MetricsLine> {
         let plan = &self.seat.plan;
-        let Taken { report, learning_rate, l1_coefficient, grad_norm } = taken;
+        let Taken { report, learning_rate, coefficient, grad_norm } = taken;
         let line = MetricsLine {
             step: self.step,
             n_training_samples: self.step * plan.batch_size as u64,
-            loss: report.loss.total(*l1_coefficient),
+            loss: report.loss.total(*coefficient),
             mse: report.loss.mse,
-            l1: report.loss.l1,
+            sparsity: report.loss.sparsity,
+            auxiliary: report.loss.auxiliary,
             explained_variance: 1.0 - report.loss.mse / total_variance(x, plan.d_in),
             l0: report.l0,
             dead_features: self.activity.dead(plan.dead_feature_window).len(),
             resampled: self.resampled,
             learning_rate: *learning_rate,
-            l1_coefficient: *l1_coefficient,
+            coefficient: *coefficient,
             grad_norm: *grad_norm,
             heldout_explained_variance: heldout.map(|report| report.explained_variance),
             heldout_l0: heldout.map(|report| report.l0),
@@ -178,9 +191,7 @@ impl Trainer {
 
     /// The dictionary as it would be stored now.
     pub(super) fn dictionary(&self, metadata: Metadata) -> Result<Dictionary> {
-        let plan = &self.seat.plan;
-        let config = DictionaryConfig { metadata, ..DictionaryConfig::new(Architecture::Relu, plan.d_in, plan.d_sae) };
-        self.engine.state()?.weights.to_dictionary(config, self.scale)
+        finish::dictionary(self.engine.state()?.as_ref(), &self.seat.plan, self.scale, metadata)
     }
 
     /// Makes everything up to this step durable.
@@ -202,27 +213,10 @@ impl Trainer {
         })?;
         metadata.l0 = Some(heldout.map_or(last.l0, |report| report.l0));
         metadata.num_dead_features = Some(dead_features as u64);
-        metadata.extra.extend(training_metadata(&self.seat.plan));
+        metadata.extra.extend(finish::metadata(&self.seat.plan));
         io::write(&self.seat.dir, &self.dictionary(metadata)?)?;
         io::write_sparsity(&self.seat.dir, &self.activity.frequencies())?;
         let Self { seat, scale, resampled, .. } = self;
         Ok(TrainSummary { plan: seat.plan, scale, last, heldout, dead_features, resampled })
     }
-}
-
-/// What SAELens records about training, under its names.
-fn training_metadata(plan: &TrainPlan) -> serde_json::Map<String, serde_json::Value> {
-    let details = json!({
-        "decoder_init_norm": plan.decoder_init_norm,
-        "l1_coefficient": plan.l1_coefficient,
-        "lp_norm": 1.0,
-        "l1_warm_up_steps": plan.l1_warm_up_steps,
-    });
-    let entries = [
-        ("training_architecture", json!("standard")),
-        ("training_architecture_details", details),
-        ("n_training_samples", json!(plan.steps * plan.batch_size as u64)),
-        ("trained_with", json!(concat!("mechinterp ", env!("CARGO_PKG_VERSION")))),
-    ];
-    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
