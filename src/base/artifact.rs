@@ -24,6 +24,9 @@ pub struct RunRecord {
     pub seed: u64,
     /// Inputs by role, each with a content hash.
     pub inputs: Vec<InputRecord>,
+    /// The command line as it was typed, where there was one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arguments: Vec<String>,
 }
 
 /// One input of a run.
@@ -46,6 +49,7 @@ impl RunRecord {
             settings: serde_json::to_value(settings).unwrap_or_default(),
             seed,
             inputs: Vec::new(),
+            arguments: Vec::new(),
         }
     }
 }

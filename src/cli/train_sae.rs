@@ -14,6 +14,7 @@ use crate::dictionary::train::{TrainRun, TrainSettings, TrainSummary, train};
 use crate::store::filter::{FilterReport, KeptRows};
 use crate::store::shuffle::{CacheSource, Split};
 use crate::store::{CacheReader, RowSource};
+use crate::web::train_report;
 
 use super::cache::count;
 use super::filter::FilterArgs;
@@ -119,6 +120,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         out: &artifact,
         progress: ui.progress(),
     })?;
+    train_report::write(artifact.dir())?;
     artifact.finish(&record)?;
     let report = Report { dir: &args.out, positions, summary };
     if ui.json() {
@@ -160,6 +162,7 @@ impl Args {
             name: self.cache.display().to_string(),
             blake3: reader.hash().into(),
         });
+        record.arguments = std::env::args().collect();
         Ok(record)
     }
 }

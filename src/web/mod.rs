@@ -1,0 +1,7 @@
+//! Pages for a browser: one file each, with nothing fetched from anywhere, that can be mailed or archived as it is.
+
+pub mod chart;
+pub mod markup;
+pub mod page;
+pub mod text;
+pub mod train_report;
