@@ -80,6 +80,55 @@ pub fn pairs(pairs: &[(String, String)]) -> Element {
     Element::of("table", "pairs").child(Element::new("tbody").children(rows))
 }
 
+/// A cell of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cell {
+    /// Its text.
+    pub text: String,
+    /// Its looks: empty, `number`, `meaning`, or `number best`.
+    pub class: &'static str,
+}
+
+impl Cell {
+    /// Words.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self { text: text.into(), class: "" }
+    }
+
+    /// A figure, marked when it is the best of its kind.
+    pub fn number(text: impl Into<String>, best: bool) -> Self {
+        Self { text: text.into(), class: if best { "number best" } else { "number" } }
+    }
+
+    fn element(&self, name: &'static str) -> Element {
+        let element = Element::new(name).text(&self.text);
+        if self.class.is_empty() { element } else { element.attr("class", self.class) }
+    }
+}
+
+/// A row of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Row {
+    /// The name of the rows that follow.
+    Group(String),
+    /// A name and cells.
+    Cells(String, Vec<Cell>),
+}
+
+/// A table; the first column names the rows.
+pub fn table(head: &[Cell], rows: &[Row]) -> Element {
+    let head = Element::new("tr").children(head.iter().map(|cell| cell.element("th").attr("scope", "col")));
+    let body = rows.iter().map(|row| match row {
+        Row::Group(name) => Element::of("tr", "group").child(Element::new("th").attr("colspan", 99).text(name)),
+        Row::Cells(name, cells) => Element::new("tr")
+            .child(Element::new("th").attr("scope", "row").text(name))
+            .children(cells.iter().map(|cell| cell.element("td"))),
+    });
+    let table =
+        Element::new("table").child(Element::new("thead").child(head)).child(Element::new("tbody").children(body));
+    Element::of("div", "panel").child(table)
+}
+
 /// Text as it would be typed.
 pub fn code(text: &str) -> Element {
     Element::new("pre").child(Element::new("code").text(text))

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::axis::{Axis, Span, figure};
-use super::{Frame, Plot, WIDE, colour, width};
+use super::{Frame, Plot, SIZE, WIDE, colour, width};
 use crate::web::markup::{Element, Px};
 
 /// Shapes, so that groups differ without colours too.
@@ -29,6 +29,8 @@ pub struct Scatter {
     pub groups: Vec<Group>,
     /// Which corner is better, in words, such as "↖ better"; stands in the upper left.
     pub hint: Option<String>,
+    /// Whether it takes the whole width of a page.
+    pub wide: bool,
 }
 
 /// Points of one kind. A thin line joins those that no other of the group beats with a smaller `x` and a larger `y`.
@@ -65,7 +67,7 @@ impl Scatter {
             x: &self.x,
             y: &self.y,
             legend: self.groups.iter().enumerate().map(|(i, g)| (g.name.as_str(), mark(i))).collect(),
-            size: WIDE,
+            size: if self.wide { WIDE } else { SIZE },
             empty: points().next().is_none(),
         };
         let mut plot = frame.draw(x, y);
@@ -173,7 +175,8 @@ mod tests {
     fn scatter(points: Vec<Point>) -> String {
         let groups = vec![Group { name: "topk".into(), points }, Group { name: "<relu>".into(), points: vec![] }];
         let (x, y) = (Axis::log("L0"), Axis::linear("EV"));
-        let text = Scatter { title: "Pareto".into(), x, y, groups, hint: Some("↖ better".into()) }.svg().to_string();
+        let hint = Some("↖ better".into());
+        let text = Scatter { title: "Pareto".into(), x, y, groups, hint, wide: true }.svg().to_string();
         well_formed(&text);
         assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
         text

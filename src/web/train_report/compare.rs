@@ -29,6 +29,7 @@ pub fn compare(reports: &[TrainReport]) -> String {
         y: Axis::linear("R²").within(0.0, 1.0),
         groups,
         hint: Some("↖ better".into()),
+        wide: true,
     };
     let runs: Vec<(&str, &curves::Curves)> = reports.iter().map(|r| (r.name.as_str(), &r.curves)).collect();
     let title = format!("{} dictionaries", reports.len());

@@ -32,6 +32,8 @@ pub const REPORT_FILE: &str = "report.html";
 pub struct TrainReport {
     name: String,
     config: DictionaryConfig,
+    /// Active features a row, where the architecture fixes them.
+    k: Option<f64>,
     record: Option<RunRecord>,
     curves: Curves,
     /// How often each feature fired at the end of training, `[f]`.
@@ -58,9 +60,11 @@ impl TrainReport {
     pub fn read(dir: &Path) -> Result<Self> {
         let dictionary = io::read(dir)?;
         let name = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy();
-        let record = dir.join("run.json");
+        let (record, cfg) = (dir.join("run.json"), dir.join(io::CONFIG_FILE));
+        let cfg: Option<Value> = cfg.exists().then(|| read_json("dictionary configuration", &cfg)).transpose()?;
         Ok(Self {
             name: name.trim_end_matches(".partial").to_owned(),
+            k: cfg.as_ref().and_then(|cfg| cfg.get("k")?.as_f64()),
             record: record.exists().then(|| read_json("record of the run", &record)).transpose()?,
             curves: Curves::read(&dir.join(METRICS_FILE))?,
             frequencies: io::read_sparsity(dir, dictionary.d_sae())?,
@@ -107,7 +111,7 @@ impl TrainReport {
         let DictionaryConfig { d_in, d_sae, d_out, .. } = self.config;
         let widths = if d_in == d_out { d_in.to_string() } else { format!("{d_in} to {d_out}") };
         let mut facts = vec![
-            architecture(&self.config.architecture),
+            architecture(&self.config.architecture, self.k),
             format!("{} features", thousands(d_sae as u64)),
             format!("width {widths}"),
         ];
@@ -254,9 +258,8 @@ fn spaced(name: &str) -> String {
 }
 
 /// An architecture with its parameter.
-fn architecture(architecture: &Architecture) -> String {
-    let parameters = serde_json::to_value(architecture).unwrap_or_default();
-    let k = parameters.get("k").and_then(Value::as_f64).map_or(String::new(), |k| format!(", k = {}", figure(k)));
+fn architecture(architecture: &Architecture, k: Option<f64>) -> String {
+    let k = k.map_or(String::new(), |k| format!(", k = {}", figure(k)));
     format!("{}{k}", kind(architecture))
 }
 
@@ -297,7 +300,7 @@ mod tests {
             "TopK, k = 3",
             ">0.6250<",
             "5.0 % of 40",
-            ">2.048k<",
+            ">2048<",
             "tokens a second",
             "5 features did not fire",
             "mechinterp train-sae --cache 'my acts'",
