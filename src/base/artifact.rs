@@ -24,9 +24,6 @@ pub struct RunRecord {
     pub seed: u64,
     /// Inputs by role, each with a content hash.
     pub inputs: Vec<InputRecord>,
-    /// The command line as it was typed, where there was one.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub arguments: Vec<String>,
 }
 
 /// One input of a run.
@@ -49,7 +46,6 @@ impl RunRecord {
             settings: serde_json::to_value(settings).unwrap_or_default(),
             seed,
             inputs: Vec::new(),
-            arguments: Vec::new(),
         }
     }
 }
@@ -61,6 +57,7 @@ pub struct Artifact {
     partial: PathBuf,
     _lock: File,
     resumed: bool,
+    arguments: Vec<String>,
 }
 
 impl Artifact {
@@ -105,7 +102,18 @@ impl Artifact {
                 remedy: "run the same command with --resume, or remove that directory".into(),
             });
         }
-        Ok(Self { target: target.into(), partial, _lock: lock, resumed: has_work })
+        Ok(Self { target: target.into(), partial, _lock: lock, resumed: has_work, arguments: Vec::new() })
+    }
+
+    /// The same, made by this command line.
+    #[must_use]
+    pub fn with_arguments(self, arguments: impl IntoIterator<Item = String>) -> Self {
+        Self { arguments: arguments.into_iter().collect(), ..self }
+    }
+
+    /// The command line that makes it, where it was given.
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
     }
 
     /// The directory to write into until [`Artifact::finish`].

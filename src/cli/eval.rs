@@ -13,6 +13,7 @@ use crate::analysis::{CacheSequences, LiveSequences, Placement, SequenceSource, 
 use crate::base::artifact::{read_json, write_atomic, write_json};
 use crate::base::{DtypeChoice, Error, Result};
 use crate::data::{BosPolicy, Corpus, PackSettings, Packer, locate_data};
+use crate::dictionary::scale::fold_w_dec_norm;
 use crate::dictionary::{Dictionary, io};
 use crate::store::CacheReader;
 use crate::store::FilterReport;
@@ -100,7 +101,15 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         let remedy = "name a directory, which gets a file for each dictionary";
         return Err(Error::flag("--saebench", "a directory for several dictionaries", path.display(), remedy));
     }
-    let dictionaries = args.sae.iter().map(|dir| io::read(dir)).collect::<Result<Vec<_>>>()?;
+    let mut dictionaries = args.sae.iter().map(|dir| io::read(dir)).collect::<Result<Vec<_>>>()?;
+    if args.saebench.is_some() {
+        for dictionary in &mut dictionaries {
+            // As in SAEBench: where norms cannot be folded the dictionary is measured as it is.
+            if let Err(Error::Unsupported { why, .. }) = fold_w_dec_norm(dictionary) {
+                ui.say(format!("{dictionary} keeps its decoder norms: {why}"));
+            }
+        }
+    }
     let reports = match &args.cache {
         Some(cache) => on_cache(&args, cache, &dictionaries, common, ui)?,
         None => on_text(&args, &dictionaries, common, ui)?,

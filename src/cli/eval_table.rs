@@ -45,7 +45,7 @@ pub(super) fn several(measured: &[Measured], ui: &Ui) -> Result<()> {
         let mut row = vec![
             paint(BOLD, letter(i)),
             dictionary.name.to_owned(),
-            kind(&dictionary.config.architecture).into(),
+            kind(dictionary.config).into(),
             thousands(dictionary.config.d_sae as u64),
         ];
         row.extend(shown.iter().zip(&best).map(|((name, _), best)| {

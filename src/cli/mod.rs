@@ -140,6 +140,11 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
     }
 }
 
+/// The command line of this process.
+fn arguments() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|argument| argument.to_string_lossy().into_owned())
+}
+
 /// Process-wide settings, made once before any work.
 fn prepare(common: &Common) -> Result<()> {
     if common.threads == Some(0) {

@@ -96,7 +96,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let split = Split::new(reader.sequences(), args.held_out)?;
     // Before anything is left on disk: a run that cannot start has nothing to resume.
     settings.plan(reader.hook_entry(hook)?.width, reader.rows())?;
-    let artifact = Artifact::begin(&args.out, args.resume)?;
+    let artifact = Artifact::begin(&args.out, args.resume)?.with_arguments(super::arguments());
     let record = args.record(&settings, &reader, hook)?;
     check_same_run(&artifact, &record)?;
 
@@ -162,7 +162,6 @@ impl Args {
             name: self.cache.display().to_string(),
             blake3: reader.hash().into(),
         });
-        record.arguments = std::env::args().collect();
         Ok(record)
     }
 }

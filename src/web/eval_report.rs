@@ -95,7 +95,7 @@ fn scatter(measured: &[Measured], title: &str, name: &str, label: &str) -> Eleme
             label: dictionary.name.into(),
             details: format!("{} features, {:.1} % dead", thousands(features as u64), 100.0 * dictionary.dead()),
         };
-        let kind = kind(&dictionary.config.architecture);
+        let kind = kind(dictionary.config);
         match groups.iter_mut().find(|group| group.name == kind) {
             Some(group) => group.points.push(point),
             None => groups.push(Group { name: kind.into(), points: vec![point] }),
@@ -138,7 +138,7 @@ fn comparison(measured: &[Measured]) -> Element {
     head.extend(columns.iter().map(|(_, short)| Cell::number(*short, false)));
     let row = |(i, dictionary): (usize, &Measured)| {
         let features = thousands(dictionary.config.d_sae as u64);
-        let mut cells = vec![Cell::text(kind(&dictionary.config.architecture)), Cell::number(features, false)];
+        let mut cells = vec![Cell::text(kind(dictionary.config)), Cell::number(features, false)];
         let figures = columns.iter().zip(&best);
         cells.extend(
             figures.map(|((name, _), best)| Cell::number(value(name, dictionary.figure(name)), best.contains(&i))),

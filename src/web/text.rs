@@ -1,6 +1,8 @@
 //! Words and numbers for people.
 
-use crate::dictionary::Architecture;
+use serde_json::Value;
+
+use crate::dictionary::{Architecture, DictionaryConfig};
 
 const HOUR: f64 = 3600.0;
 
@@ -17,20 +19,38 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
-/// What the field calls an architecture.
-pub fn kind(architecture: &Architecture) -> &'static str {
-    match architecture.name() {
+/// What the field calls the architecture of a dictionary: that of its training where it says so, because some are
+/// stored as another (BatchTopK as JumpReLU).
+pub fn kind(config: &DictionaryConfig) -> &str {
+    let trained = config.metadata.extra.get("training_architecture").and_then(Value::as_str);
+    let name = match trained.unwrap_or(config.architecture.name()) {
         "standard" => "ReLU",
         "topk" => "TopK",
+        "abstopk" => "AbsTopK",
         "batchtopk" => "BatchTopK",
         "jumprelu" => "JumpReLU",
         "gated" => "Gated",
         "matryoshka_batchtopk" => "Matryoshka BatchTopK",
-        "transcoder" => "Transcoder",
-        "skip_transcoder" => "Skip transcoder",
-        "jumprelu_transcoder" => "JumpReLU transcoder",
+        "groupmax" => "GroupMax",
         other => other,
+    };
+    match (name, config.transcoder) {
+        ("ReLU", true) => "ReLU transcoder",
+        ("JumpReLU", true) => "JumpReLU transcoder",
+        ("TopK", true) => "TopK transcoder",
+        (name, _) => name,
     }
+}
+
+/// The architecture with its `k`, where it has one.
+pub fn trained_as(config: &DictionaryConfig) -> String {
+    let details = config.metadata.extra.get("training_architecture_details");
+    let trained = details.and_then(|details| details.get("k")).and_then(Value::as_f64);
+    let k = match config.architecture {
+        Architecture::TopK { k, .. } | Architecture::AbsTopK { k, .. } | Architecture::GroupMax { k } => Some(k as f64),
+        _ => trained,
+    };
+    k.map_or(kind(config).to_owned(), |k| format!("{}, k = {k}", kind(config)))
 }
 
 /// The last part of a path; a hub id stays whole.

@@ -73,7 +73,7 @@ pub struct FeatureDetail {
     pub feature_density: f64,
     /// Firings a sequence in which it fires.
     pub consistent_activation_heuristic: f64,
-    /// `b_enc`.
+    /// `b_enc`; of gated dictionaries `b_mag`.
     pub encoder_bias: f32,
     /// Norm of its encoder column.
     pub encoder_norm: f32,

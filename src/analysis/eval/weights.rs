@@ -63,12 +63,15 @@ impl Directions {
         sequences_fired: &[u64],
     ) -> Vec<FeatureDetail> {
         let of = |values: &Option<Vec<f32>>, i: usize| values.as_ref().map(|v| v[i]);
+        // A gated dictionary has two biases; the one of its magnitudes is what SAEBench shows.
+        let tensors = dictionary.activation.tensors();
+        let bias = tensors.iter().find(|(name, _)| *name == "b_mag").map_or(dictionary.b_enc.as_slice(), |(_, b)| b);
         (0..dictionary.d_sae())
             .map(|i| FeatureDetail {
                 index: i,
                 feature_density: densities[i],
                 consistent_activation_heuristic: fired[i] as f64 / sequences_fired[i].max(1) as f64,
-                encoder_bias: dictionary.b_enc[i],
+                encoder_bias: bias[i],
                 encoder_norm: self.encoder_norm[i],
                 encoder_decoder_cosine_sim: of(&self.encoder_decoder, i),
                 max_decoder_cosine_sim: of(&self.max_decoder, i),

@@ -30,6 +30,7 @@ mod resume;
 mod rows;
 mod run;
 mod schedule;
+mod sessions;
 mod settings;
 mod step;
 #[cfg(test)]
@@ -37,6 +38,7 @@ mod tests;
 mod trainer;
 
 pub use log::{METRICS_FILE, MetricsLine};
-pub use run::{Member, SweepRun, TrainRun, TrainSummary, train, train_sweep};
 pub use method::SparsityLoss;
-pub use settings::{Method, DeadFeatures, DecoderBias, TrainArchitecture, TrainPlan, TrainSettings};
+pub use run::{Member, SweepRun, TrainRun, TrainSummary, train, train_sweep};
+pub use sessions::{SESSIONS_FILE, Session};
+pub use settings::{DeadFeatures, DecoderBias, Method, TrainArchitecture, TrainPlan, TrainSettings};

@@ -64,7 +64,8 @@ impl Trainer {
         };
         let size = (plan.d_in, plan.d_sae);
         let mut weights = Parameters::initial(plan.arch, size, plan.decoder_init_norm, b_dec, plan.seed);
-        if let (Method::JumpRelu { init_threshold, .. }, [(_, threshold)]) = (&plan.method, weights.own.as_mut_slice()) {
+        if let (Method::JumpRelu { init_threshold, .. }, [(_, threshold)]) = (&plan.method, weights.own.as_mut_slice())
+        {
             threshold.fill(*init_threshold as f32);
         }
         let activity = Activity::new(plan.d_sae);
@@ -214,6 +215,9 @@ impl Trainer {
         metadata.l0 = Some(heldout.map_or(last.l0, |report| report.l0));
         metadata.num_dead_features = Some(dead_features as u64);
         metadata.extra.extend(finish::metadata(&self.seat.plan));
+        if let Some(heldout) = heldout {
+            metadata.extra.insert("explained_variance".into(), heldout.explained_variance.into());
+        }
         io::write(&self.seat.dir, &self.dictionary(metadata)?)?;
         io::write_sparsity(&self.seat.dir, &self.activity.frequencies())?;
         let Self { seat, scale, resampled, .. } = self;

@@ -16,7 +16,7 @@ pub fn compare(reports: &[TrainReport]) -> String {
             label: report.name.clone(),
             details: report.facts().join(", ") + &dead,
         };
-        let name = kind(&report.config.architecture);
+        let name = kind(&report.config);
         match groups.iter_mut().find(|group| group.name == name) {
             Some(group) => group.points.push(point),
             None => groups.push(Group { name: name.into(), points: vec![point] }),

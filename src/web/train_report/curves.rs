@@ -29,7 +29,7 @@ enum Kind {
     Count,
 }
 
-const PICTURES: [Picture; 9] = [
+const PICTURES: [Picture; 8] = [
     Picture {
         title: "Explained variance",
         label: "R²",
@@ -40,7 +40,7 @@ const PICTURES: [Picture; 9] = [
         title: "Loss",
         label: "a row of mean norm √width",
         axis: Kind::Positive,
-        keys: &[("loss", "loss"), ("mse", "squared error"), (PENALTY, "weighted L1")],
+        keys: &[("loss", "loss"), ("mse", "squared error"), (PENALTY, "penalty"), ("auxiliary", "auxiliary")],
     },
     Picture {
         title: "Active features",
@@ -63,9 +63,9 @@ const PICTURES: [Picture; 9] = [
     },
     Picture {
         title: "Weight of the penalty",
-        label: "times the penalty",
+        label: "coefficient of the sparsity term",
         axis: Kind::Count,
-        keys: &[("l1_coefficient", "L1"), ("l0_coefficient", "L0")],
+        keys: &[("coefficient", "coefficient")],
     },
     Picture {
         title: "Gradient norm",
@@ -73,12 +73,11 @@ const PICTURES: [Picture; 9] = [
         axis: Kind::Positive,
         keys: &[("grad_norm", "gradient norm")],
     },
-    Picture { title: "Speed", label: "tokens a second", axis: Kind::Count, keys: &[("tokens_per_second", "speed")] },
 ];
-/// `l1_coefficient · l1`, which adds up with the squared error.
-const PENALTY: &str = "l1_coefficient * l1";
+/// The sparsity term as it enters the loss.
+const PENALTY: &str = "coefficient * sparsity";
 /// Keys that are shown in another form.
-const COVERED: [&str; 4] = ["step", SAMPLES, "l1", "seconds"];
+const COVERED: [&str; 3] = ["step", SAMPLES, "sparsity"];
 
 /// The figures of a run over time.
 #[derive(Debug, Clone, Default)]
@@ -122,7 +121,7 @@ impl Curves {
         let point = |(i, line): (usize, &Map<String, Value>)| {
             let x = line.get(SAMPLES).and_then(Value::as_f64).unwrap_or(i as f64 + 1.0);
             let y = match key {
-                PENALTY => number(line, "l1_coefficient")? * number(line, "l1")?,
+                PENALTY => number(line, "coefficient")? * number(line, "sparsity")?,
                 _ => number(line, key)?,
             };
             Some((x, y))
@@ -153,10 +152,11 @@ impl Curves {
 
     fn chart(&self, picture: &Picture) -> Option<Element> {
         let series = picture.keys.iter().map(|(key, name)| Series { name: (*name).into(), ..self.series(key) });
-        let series: Vec<Series> = series.filter(|s| s.points.iter().any(|p| p.1.is_finite())).collect();
+        // A term that the method does not have is zero throughout.
+        let says = |s: &Series| s.points.iter().any(|p| p.1.is_finite() && p.1 != 0.0);
+        let series: Vec<Series> = series.filter(says).collect();
         // A figure that stays at zero stands among the headline figures and needs no picture.
-        let says_something = series.iter().flat_map(|s| &s.points).any(|p| p.1.is_finite() && p.1 != 0.0);
-        says_something.then(|| over(picture.title.into(), picture.label, picture.axis, series))
+        (!series.is_empty()).then(|| over(picture.title.into(), picture.label, picture.axis, series))
     }
 
     /// The curve of `key`; where it was measured on some lines only, its points are marked.
@@ -217,8 +217,8 @@ mod tests {
     use super::*;
     use crate::web::markup::tests::well_formed;
 
-    const LINES: &str = "{\"step\":1,\"n_training_samples\":8,\"loss\":3,\"mse\":2,\"l1\":4,\"l1_coefficient\":0.25,\"aux_loss\":1}\n\
-                         {\"step\":2,\"n_training_samples\":16,\"loss\":null,\"mse\":1,\"l1\":2,\"l1_coefficient\":0.5,\"resampled\":0}\n";
+    const LINES: &str = "{\"step\":1,\"n_training_samples\":8,\"loss\":3,\"mse\":2,\"sparsity\":4,\"coefficient\":0.25,\"zeal\":1}\n\
+                         {\"step\":2,\"n_training_samples\":16,\"loss\":null,\"mse\":1,\"sparsity\":2,\"coefficient\":0.5,\"resampled\":0}\n";
 
     fn read(text: &str) -> Result<Curves> {
         let dir = tempfile::tempdir().unwrap();
@@ -237,7 +237,7 @@ mod tests {
             well_formed(chart);
         }
         let titled = |title: &str| charts.iter().any(|c| c.contains(&format!(">{title}</text>")));
-        assert!(titled("Loss") && titled("Aux loss") && titled("Weight of the penalty") && !titled("Started again"));
+        assert!(titled("Loss") && titled("Zeal") && titled("Weight of the penalty") && !titled("Started again"));
         assert_eq!(charts.len(), 3, "{charts:?}");
     }
 

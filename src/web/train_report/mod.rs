@@ -17,12 +17,12 @@ use curves::Curves;
 use super::chart::{Axis, Histogram, figure};
 use super::markup::Element;
 use super::page::{self, Card};
-use super::text::{duration, kind, shell_word, short, thousands};
+use super::text::{duration, shell_word, short, thousands, trained_as};
 use crate::analysis::eval::weights::{Directions, directions};
 use crate::base::artifact::{read_json, write_atomic};
 use crate::base::{Result, RunRecord, Silent};
-use crate::dictionary::train::METRICS_FILE;
-use crate::dictionary::{Architecture, DictionaryConfig, io};
+use crate::dictionary::train::{METRICS_FILE, Session};
+use crate::dictionary::{DictionaryConfig, io};
 
 /// Name of the page in a dictionary's directory.
 pub const REPORT_FILE: &str = "report.html";
@@ -32,10 +32,9 @@ pub const REPORT_FILE: &str = "report.html";
 pub struct TrainReport {
     name: String,
     config: DictionaryConfig,
-    /// Active features a row, where the architecture fixes them.
-    k: Option<f64>,
     record: Option<RunRecord>,
     curves: Curves,
+    sessions: Vec<Session>,
     /// How often each feature fired at the end of training, `[f]`.
     frequencies: Option<Vec<f64>>,
     directions: Directions,
@@ -60,13 +59,12 @@ impl TrainReport {
     pub fn read(dir: &Path) -> Result<Self> {
         let dictionary = io::read(dir)?;
         let name = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy();
-        let (record, cfg) = (dir.join("run.json"), dir.join(io::CONFIG_FILE));
-        let cfg: Option<Value> = cfg.exists().then(|| read_json("dictionary configuration", &cfg)).transpose()?;
+        let record = dir.join("run.json");
         Ok(Self {
             name: name.trim_end_matches(".partial").to_owned(),
-            k: cfg.as_ref().and_then(|cfg| cfg.get("k")?.as_f64()),
             record: record.exists().then(|| read_json("record of the run", &record)).transpose()?,
             curves: Curves::read(&dir.join(METRICS_FILE))?,
+            sessions: Session::read_all(dir)?,
             frequencies: io::read_sparsity(dir, dictionary.d_sae())?,
             directions: directions(&dictionary, false, &Silent)?,
             encoder_bias: dictionary.b_enc,
@@ -110,11 +108,8 @@ impl TrainReport {
     fn facts(&self) -> Vec<String> {
         let DictionaryConfig { d_in, d_sae, d_out, .. } = self.config;
         let widths = if d_in == d_out { d_in.to_string() } else { format!("{d_in} to {d_out}") };
-        let mut facts = vec![
-            architecture(&self.config.architecture, self.k),
-            format!("{} features", thousands(d_sae as u64)),
-            format!("width {widths}"),
-        ];
+        let mut facts =
+            vec![trained_as(&self.config), format!("{} features", thousands(d_sae as u64)), format!("width {widths}")];
         let data = self.config.metadata.dataset_path.as_deref();
         facts.extend(
             data.map(|data| format!("trained on {}", data.split(',').map(short).collect::<Vec<_>>().join(", "))),
@@ -143,10 +138,16 @@ impl TrainReport {
         if let Some((steps, rows)) = curves.last("step").zip(curves.last(curves::SAMPLES)) {
             let note = format!("tokens, in {} steps", thousands(steps as u64));
             cards.push(Card { label: "Trained on", value: figure(rows), note });
-            if let Some(seconds) = curves.last("seconds").filter(|s| *s > 0.0) {
-                cards.push(Card { label: "Speed", value: figure(rows / seconds), note: "tokens a second".into() });
-                cards.push(Card { label: "Time", value: duration(seconds), note: "of training".into() });
-            }
+        }
+        let seconds: f64 = self.sessions.iter().map(|s| s.seconds).sum();
+        let tokens: u64 = self.sessions.iter().map(|s| s.tokens).sum();
+        if seconds > 0.0 {
+            cards.push(Card { label: "Speed", value: figure(tokens as f64 / seconds), note: "tokens a second".into() });
+            let resumed = match self.sessions.len() {
+                0 | 1 => "of training".into(),
+                n => format!("of training, in {n} sessions"),
+            };
+            cards.push(Card { label: "Time", value: duration(seconds), note: resumed });
         }
         cards
     }
@@ -234,7 +235,7 @@ impl TrainReport {
     }
 
     fn command(&self) -> Option<String> {
-        let arguments = &self.record.as_ref()?.arguments;
+        let arguments = &self.sessions.first()?.arguments;
         (!arguments.is_empty()).then(|| arguments.iter().map(|a| shell_word(a)).collect::<Vec<_>>().join(" "))
     }
 }
@@ -257,21 +258,17 @@ fn spaced(name: &str) -> String {
     name.replace('_', " ")
 }
 
-/// An architecture with its parameter.
-fn architecture(architecture: &Architecture, k: Option<f64>) -> String {
-    let k = k.map_or(String::new(), |k| format!(", k = {}", figure(k)));
-    format!("{}{k}", kind(architecture))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::artifact::write_json;
+    use crate::dictionary::Architecture;
     use crate::dictionary::tests::random;
+    use crate::dictionary::train::SESSIONS_FILE;
     use crate::web::markup::tests::well_formed;
 
     const METRICS: &str = "{\"step\":1,\"n_training_samples\":4096,\"loss\":2.0,\"explained_variance\":0.5,\"l0\":9.0,\
-                           \"dead_features\":1,\"heldout_explained_variance\":0.625,\"seconds\":2.0}\n";
+                           \"dead_features\":1,\"heldout_explained_variance\":0.625}\n";
 
     fn directory() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -281,8 +278,10 @@ mod tests {
         dictionary.config.metadata.num_dead_features = Some(2);
         io::write(dir.path(), &dictionary).unwrap();
         io::write_sparsity(dir.path(), &[vec![0.0; 5], vec![0.125; 35]].concat()).unwrap();
-        let mut record = RunRecord::new("train-sae", &serde_json::json!({"training": {"lr": 0.5, "steps": null}}), 7);
-        record.arguments = ["mechinterp", "train-sae", "--cache", "my acts"].map(Into::into).to_vec();
+        let record = RunRecord::new("train-sae", &serde_json::json!({"training": {"lr": 0.5, "steps": null}}), 7);
+        let arguments = ["mechinterp", "train-sae", "--cache", "my acts"].map(Into::into).to_vec();
+        let session = Session { arguments, from_step: 0, to_step: 1, tokens: 4096, seconds: 2.0 };
+        write_json(&dir.path().join(SESSIONS_FILE), &[session]).unwrap();
         write_json(&dir.path().join("run.json"), &record).unwrap();
         std::fs::write(dir.path().join(METRICS_FILE), METRICS).unwrap();
         dir
@@ -313,7 +312,7 @@ mod tests {
     #[test]
     fn dictionaries_of_other_programs_have_no_curves() {
         let dir = directory();
-        for file in [METRICS_FILE, "run.json", "sparsity.safetensors"] {
+        for file in [METRICS_FILE, SESSIONS_FILE, "run.json", "sparsity.safetensors"] {
             std::fs::remove_file(dir.path().join(file)).unwrap();
         }
         let report = TrainReport::read(dir.path()).unwrap();
