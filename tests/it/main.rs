@@ -6,6 +6,7 @@ mod bf16;
 mod cli;
 mod close;
 mod demo;
+mod dictionaries;
 mod fixture;
 mod golden;
 mod hook_page;
