@@ -9,13 +9,14 @@ use crate::analysis::eval::language::LanguageSettings;
 use crate::analysis::eval::{EvalSettings, Evaluation, definitions, evaluate};
 use crate::analysis::{CacheSequences, LiveSequences, Placement, sequences::Part};
 use crate::base::{DtypeChoice, Error, Result};
-use crate::data::{BosPolicy, Corpus, PackSettings, Packer, locate_data};
-use crate::dictionary::{Dictionary, io};
+use crate::data::{Corpus, PackSettings, Packer, locate_data};
+use crate::dictionary::Dictionary;
 use crate::store::CacheReader;
 use crate::store::FilterReport;
 use crate::store::shuffle::Split;
 
 use super::cache::count;
+use super::expect::{self, ForceArgs, Given};
 use super::filter::FilterArgs;
 use super::open::{self, Opened};
 use super::render::{DIM, Table, Ui, paint, thousands};
@@ -57,6 +58,8 @@ pub(super) struct Args {
     no_directions: bool,
     #[command(flatten)]
     filter: FilterArgs,
+    #[command(flatten)]
+    force: ForceArgs,
 }
 
 #[derive(Serialize)]
@@ -71,7 +74,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     if args.model_sequences == 0 {
         return Err(Error::flag("--model-sequences", "1 or more", 0, "leave out --model to skip the model's loss"));
     }
-    let dictionaries = args.sae.iter().map(|dir| io::read(dir)).collect::<Result<Vec<_>>>()?;
+    let dictionaries = args.sae.iter().map(|dir| open::dictionary(dir, ui)).collect::<Result<Vec<_>>>()?;
     let reports = match &args.cache {
         Some(cache) => on_cache(&args, cache, &dictionaries, common, ui)?,
         None => on_text(&args, &dictionaries, common, ui)?,
@@ -112,6 +115,8 @@ fn on_cache(args: &Args, cache: &Path, dictionaries: &[Dictionary], common: &Com
     let settings = args.settings(opened.as_ref());
     let report = |(sae, dictionary): (&PathBuf, &Dictionary)| {
         let hook = open::cache_hook(&reader, dictionary, args.hook.as_deref())?;
+        let config = opened.as_ref().map(|o| o.model.config());
+        expect::check(dictionary, &Given::cache(&reader, &hook, config), args.force, ui)?;
         let sequences = CacheSequences::open(cache, Some(&hook), args.filter.settings(), ui.progress())?;
         let source = Part { of: &sequences, range: range.clone() };
         let model = opened.as_ref().map(|o| &o.model);
@@ -134,7 +139,8 @@ fn on_text(args: &Args, dictionaries: &[Dictionary], common: &Common, ui: &Ui) -
     let settings = args.settings(Some(&opened));
     let report = |(sae, dictionary): (&PathBuf, &Dictionary)| {
         let metadata = &dictionary.config.metadata;
-        let bos = if metadata.prepend_bos == Some(false) { BosPolicy::Never } else { BosPolicy::Prepend };
+        let bos = expect::bos_of(dictionary);
+        expect::check(dictionary, &Given::model(name, bos, opened.model.config()), args.force, ui)?;
         let pack = PackSettings { context_size: metadata.context_size.unwrap_or(DEFAULT_CONTEXT), bos };
         let wanted = args.tokens.div_ceil(pack.context_size.max(1) as u64) as usize;
         let packer = Packer::new(&opened.tokenizer, corpus.documents(), pack)?;

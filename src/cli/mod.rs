@@ -11,6 +11,7 @@ mod architecture;
 mod cache;
 mod demo;
 mod eval;
+mod expect;
 mod feature_page;
 mod features;
 mod filter;

@@ -150,6 +150,21 @@ impl DictionaryConfig {
         Self { d_out, transcoder: true, apply_b_dec_to_input: false, ..Self::new(architecture, d_in, d_sae) }
     }
 
+    /// What it is and where it belongs, in one line.
+    pub fn summary(&self) -> String {
+        let metadata = &self.metadata;
+        let kind = if self.transcoder { " transcoder" } else { "" };
+        let sizes = format!("{}{kind}, {} features of width {}", self.architecture.name(), self.d_sae, self.d_in);
+        let hook = metadata.hook_name.as_ref().map(|hook| format!(" at {hook}"));
+        let model = metadata.model_name.as_ref().map(|model| format!(" of {model}"));
+        let bos = metadata.prepend_bos.map(|bos| if bos { ", BOS first" } else { ", no BOS" }.to_owned());
+        let context = metadata.context_size.map(|size| format!(", context {size}"));
+        let normalized = (self.normalize_activations != NormalizeActivations::None)
+            .then(|| format!(", rows normalised by {}", self.normalize_activations.name()));
+        let centered = self.center_input.then(|| ", rows centred".to_owned());
+        [Some(sizes), hook, model, bos, context, normalized, centered].into_iter().flatten().collect()
+    }
+
     /// What a user should know before trusting the numbers, each a sentence; usually none.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();

@@ -7,6 +7,7 @@ mod cli;
 mod close;
 mod demo;
 mod dictionaries;
+mod expectations;
 mod fixture;
 mod golden;
 mod hook_page;
