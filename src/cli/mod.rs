@@ -17,6 +17,7 @@ mod features;
 mod filter;
 mod info;
 mod method;
+mod model_name;
 mod open;
 mod progress;
 mod prompts;
