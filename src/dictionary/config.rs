@@ -185,6 +185,15 @@ impl DictionaryConfig {
                 "{self} names center_writing_weights, which changes nothing at this hook of this model: rows are used \
                  as they are"
             ));
+        } else if !self.metadata.is_version_6()
+            && self.metadata.is_centrable()
+            && !self.metadata.extra.contains_key("model_from_pretrained_kwargs")
+        {
+            notes.push(format!(
+                "{self} is of the time before SAELens 6 and does not say whether its model's writing weights were \
+                 centred, as was TransformerLens' default: rows are used as they are; where that reconstructs badly, \
+                 set model_from_pretrained_kwargs.center_writing_weights to true in cfg.json"
+            ));
         }
         notes
     }
@@ -248,7 +257,26 @@ const RMS_NORM_MODELS: &[&str] = &[
     "yi-", "olmo-2", "olmoe", "granite", "falcon3", "gpt-oss", "apertus",
 ];
 
+/// Whether a version of SAELens writes the present format.
+pub(super) fn is_version_6_or_later(version: Option<&str>) -> bool {
+    version.and_then(|v| v.split('.').next()?.parse::<u32>().ok()).is_some_and(|major| major >= 6)
+}
+
 impl Metadata {
+    /// Whether it names the version of a file in the present format.
+    pub(super) fn is_version_6(&self) -> bool {
+        is_version_6_or_later(self.sae_lens_version.as_deref())
+    }
+
+    /// Whether the hook is the residual stream or is added to it, in a model that is not known to use RMSNorm: where
+    /// centring the writing weights changes rows.
+    fn is_centrable(&self) -> bool {
+        let ends_with = |name: &str, of: &&str| name.rsplit('.').next() == Some(of);
+        let hook = self.hook_name.as_deref().is_some_and(|name| CENTERED_HOOKS.iter().any(|of| ends_with(name, of)));
+        let model = self.model_name.as_deref().unwrap_or_default().to_lowercase();
+        hook && !RMS_NORM_MODELS.iter().any(|part| model.contains(part))
+    }
+
     /// `model_from_pretrained_kwargs.center_writing_weights`.
     pub fn centers_writing_weights(&self) -> bool {
         let kwargs = self.extra.get("model_from_pretrained_kwargs");
@@ -259,10 +287,7 @@ impl Metadata {
     /// the writing weights were centred, that reaches the hook, and the model is not known to use RMSNorm, where
     /// TransformerLens leaves the weights alone.
     pub fn centers_rows(&self) -> bool {
-        let ends_with = |name: &str, of: &&str| name.rsplit('.').next() == Some(of);
-        let hook = self.hook_name.as_deref().is_some_and(|name| CENTERED_HOOKS.iter().any(|of| ends_with(name, of)));
-        let model = self.model_name.as_deref().unwrap_or_default().to_lowercase();
-        self.centers_writing_weights() && hook && !RMS_NORM_MODELS.iter().any(|part| model.contains(part))
+        self.centers_writing_weights() && self.is_centrable()
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{CONFIG, MAKE_AGAIN, legacy};
 use crate::base::nearest::nearest;
 use crate::base::{Error, Result};
+use crate::dictionary::config::{SAE_LENS_VERSION, is_version_6_or_later};
 use crate::dictionary::{
     Activation, Architecture, Dictionary, DictionaryConfig, Metadata, NormalizeActivations, ReshapeActivations,
 };
@@ -113,7 +114,10 @@ pub(super) fn from_json(cfg: Map<String, Value>, path: &Path) -> Result<Stored> 
     let base = name.strip_suffix("transcoder").map(|base| base.trim_end_matches('_'));
     let (architecture, thresholds) = architecture(&cfg, base.unwrap_or(&name), d_sae, path)?;
     let transcoder = base.is_some();
-    let metadata: Metadata = optional(&cfg, "metadata", path)?.unwrap_or_default();
+    let mut metadata: Metadata = optional(&cfg, "metadata", path)?.unwrap_or_default();
+    if legacy {
+        legacy::recognise_centring(&mut metadata, path);
+    }
     let config = DictionaryConfig {
         d_out: if transcoder { size(&cfg, "d_out", path)? } else { d_in },
         transcoder,
@@ -155,6 +159,10 @@ pub(super) fn to_json(dictionary: &Dictionary) -> Result<Value> {
         cfg["d_out"] = json!(config.d_out);
     }
     cfg["metadata"] = json!(config.metadata);
+    // What came from the flat format is written in this one, and without the version SAELens would not see that.
+    if !config.metadata.is_version_6() {
+        cfg["metadata"]["sae_lens_version"] = json!(SAE_LENS_VERSION);
+    }
     // A reader that finds no key does not centre, and one that finds it true must.
     if config.center_input != config.metadata.centers_rows() {
         let kwargs = &mut cfg["metadata"]["model_from_pretrained_kwargs"];
@@ -200,8 +208,7 @@ fn saelens_name(dictionary: &Dictionary) -> Result<&'static str> {
 /// Version 6 keeps the model's names under `metadata`; older files are flat and mean other things by some keys.
 fn is_version_6(cfg: &Map<String, Value>) -> bool {
     let version = cfg.get("sae_lens_version").or_else(|| cfg.get("metadata")?.get("sae_lens_version"));
-    let major = version.and_then(Value::as_str).and_then(|v| v.split('.').next()?.parse::<u32>().ok());
-    major.is_some_and(|major| major >= 6)
+    is_version_6_or_later(version.and_then(Value::as_str))
 }
 
 fn name(cfg: &Map<String, Value>, path: &Path) -> Result<String> {
