@@ -24,6 +24,7 @@ pub mod codes;
 pub mod config;
 mod encoder;
 pub mod io;
+pub mod metadata;
 pub mod metrics;
 mod normalize;
 pub mod scale;
@@ -35,7 +36,8 @@ use rayon::prelude::*;
 
 pub use arch::Activation;
 pub use codes::SparseCodes;
-pub use config::{Architecture, DictionaryConfig, Metadata, NormalizeActivations, ReshapeActivations};
+pub use config::{Architecture, DictionaryConfig, NormalizeActivations, ReshapeActivations};
+pub use metadata::Metadata;
 
 use crate::base::{Error, Result};
 use crate::ops::{Matrix, gemm, sparse};

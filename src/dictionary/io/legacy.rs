@@ -128,7 +128,7 @@ pub(super) fn recognise_centring(metadata: &mut Metadata, path: &Path) {
             let name = id.rsplit('/').next().unwrap_or(id);
             part.eq_ignore_ascii_case(name) || part.eq_ignore_ascii_case(&format!("models--{}", id.replace('/', "--")))
         };
-        CENTERED_REPOSITORIES.iter().any(|id| of_repository(id))
+        CENTERED_REPOSITORIES.iter().any(of_repository)
     };
     if !metadata.extra.contains_key(KEY) && path.components().any(|part| part.as_os_str().to_str().is_some_and(is_copy))
     {

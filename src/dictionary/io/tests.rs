@@ -335,7 +335,7 @@ fn what_was_flat_is_written_in_the_present_format() {
     let dictionary = read(dir.path()).unwrap();
     let again = written(&dictionary);
     let cfg: Value = read_json("test", &again.path().join(CONFIG_FILE)).unwrap();
-    assert_eq!(cfg["metadata"]["sae_lens_version"], crate::dictionary::config::SAE_LENS_VERSION);
+    assert_eq!(cfg["metadata"]["sae_lens_version"], crate::dictionary::metadata::SAE_LENS_VERSION);
     let back = read_config(again.path()).unwrap();
     assert_eq!(back.metadata.hook_name.as_deref(), Some("blocks.8.hook_resid_pre"));
 }
@@ -365,7 +365,7 @@ fn saelens_is_given_what_it_needs_to_check_us() {
     for (i, mut dictionary) in storable().into_iter().enumerate() {
         scale::fold(&mut dictionary, 0.37);
         dictionary.config.metadata.hook_name.get_or_insert_with(|| "blocks.0.hook_resid_post".into());
-        let cfg = config::to_json(&dictionary).unwrap();
+        let cfg = to_json::to_json(&dictionary).unwrap();
         let dir = root.join(format!("{i:02}-{}", cfg["architecture"].as_str().unwrap()));
         std::fs::create_dir_all(&dir).unwrap();
         let (d_in, d_out) = (dictionary.d_in(), dictionary.d_out());
