@@ -32,6 +32,7 @@ mod run;
 mod schedule;
 mod settings;
 mod step;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod trainer;
@@ -40,3 +41,4 @@ pub use log::{METRICS_FILE, MetricsLine};
 pub use method::SparsityLoss;
 pub use run::{Member, SweepRun, TrainRun, TrainSummary, train, train_sweep};
 pub use settings::{DeadFeatures, DecoderBias, Method, TrainArchitecture, TrainPlan, TrainSettings};
+pub use sweep::{SweepEntry, read_sweep};

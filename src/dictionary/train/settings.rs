@@ -32,7 +32,8 @@ pub enum TrainArchitecture {
 
 impl TrainArchitecture {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Relu, Self::Gated, Self::TopK, Self::BatchTopK, Self::JumpRelu, Self::Matryoshka];
+    pub const ALL: [Self; 6] =
+        [Self::Relu, Self::Gated, Self::TopK, Self::BatchTopK, Self::JumpRelu, Self::Matryoshka];
 
     /// The name of `--arch`.
     pub const fn name(self) -> &'static str {
@@ -168,7 +169,7 @@ pub struct TrainSettings {
     pub log_every: u64,
     /// Held-out rows that are measured every `eval_every` steps; at the end eight times as many.
     pub heldout_rows: u64,
-    /// Steps between measurements on held-out rows; `None`: a twentieth of all steps.
+    /// Steps between measurements on held-out rows; `None`: a twentieth of all steps, rounded up to a logged one.
     pub eval_every: Option<u64>,
 }
 
@@ -328,7 +329,7 @@ impl TrainSettings {
             checkpoint_every: self.checkpoint_every,
             log_every: self.log_every,
             heldout_rows: self.heldout_rows,
-            eval_every: self.eval_every.unwrap_or((steps / 20).max(1)),
+            eval_every: self.eval_every.unwrap_or((steps / 20).max(1).next_multiple_of(self.log_every)),
         })
     }
 
