@@ -109,8 +109,7 @@ def check_architecture(architecture, directory, binary, x, kept, check):
     stored_as, flags = ARCHITECTURES[architecture]
     run(directory, binary, "train-sae", "--cache", "acts", "--arch", architecture, "--d-sae", "192", "--steps", "300", "--batch-size", "256", "--lr", "0.002", *flags, "--out", architecture, "-q")
     common = ["--sae", architecture, "--cache", "acts", "--json", "-q"]
-    report = json.loads(run(directory, binary, "eval", *common, "--held-out", "1"))
-    report = (report if isinstance(report, list) else report["dictionaries"])[0]
+    report = json.loads(run(directory, binary, "eval", *common, "--held-out", "1"))[0]
     features = json.loads(run(directory, binary, "features", *common, "--top-k", "1"))["features"]
 
     sae = SAE.load_from_disk(directory / architecture, device="cpu")
