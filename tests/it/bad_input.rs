@@ -237,6 +237,13 @@ fn names_and_prompts_that_do_not_exist() {
         .run("train-sae --cache acts --hook blocks.0.hook_resid_post --out new")
         .error(&["blocks.0.hook_resid_post", HOOK]);
     shared.run("train-sae --cache acts --out new").error(&["--hook", HOOK, "blocks.2.hook_mlp_out"]);
+    cli.run("train-sae --model demo --data world.jsonl --out new").error(&["--hook", "mechinterp info demo"]);
+    cli.run("train-sae --model demo --data world.jsonl --hook blocks.9.hook_resid_post --out new")
+        .error(&["blocks.9.hook_resid_post", "blocks.3.hook_resid_post"]);
+    cli.run("train-sae --model demo --out new").error(&["--data"]);
+    cli.run("train-sae --out new").error(&["--cache"]);
+    shared.run(&format!("train-sae --cache acts --hook {HOOK} --buffer-rows 5 --out new")).error(&["--model"]);
+    shared.run("train-sae --cache acts --sweep none.toml --out new").error(&["none.toml"]);
     let long = "dog ".repeat(400);
     cli.run_with("run demo --prompt", &long).error(&["401 tokens", "256", "shorten"]);
     shared.run_with("steer --model demo --sae sae --feature 1:2 --prompt", &long).error(&["401 tokens", "256"]);
@@ -255,10 +262,11 @@ fn flags_that_make_no_sense() {
     let cli = trained();
     let cache = |flag: &str| format!("cache --model demo --data world.jsonl --hook {HOOK} --out new {flag}");
     let train = |flag: &str| format!("train-sae --cache acts --hook {HOOK} --out new {flag}");
+    let stream = |flag: &str| format!("train-sae --model demo --data world.jsonl --hook {HOOK} --out new {flag}");
     let eval = |flag: &str| format!("eval --sae sae --cache acts {flag}");
     let features = |flag: &str| format!("features --sae sae --cache acts {flag}");
     let steer = |flag: &str| format!("steer --model demo --sae sae --feature 1 --prompt The {flag}");
-    let nonsense: [(Line<'_>, &[&str]); 5] = [
+    let nonsense: [(Line<'_>, &[&str]); 6] = [
         (
             &cache,
             &[
@@ -302,6 +310,21 @@ fn flags_that_make_no_sense() {
                 "--max-norm-multiple 0",
                 "--dead-feature-window 0",
                 "--seed -1",
+                "--eval-every 0",
+            ],
+        ),
+        (
+            &stream,
+            &[
+                "--context-size 1",
+                "--context-size 100000",
+                "--model-batch-size 0",
+                "--buffer-rows 0",
+                "--buffer-dtype f7",
+                "--model-dtype i8",
+                "--held-out 1",
+                "--text-field beauty",
+                "--cache acts",
             ],
         ),
         (&eval, &["--held-out 2", "--held-out 0", "--held-out nan", "--held-out -1", "--model-sequences 0"]),
