@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::log::MetricsLine;
 use super::resume::{Seated, latest_common, mark_diverged};
 use super::rows::{estimate, evaluate, with_batches};
+use super::sessions::Clock;
 use super::settings::{TrainPlan, TrainSettings};
 use super::trainer::{Seat, Taken, Trainer};
 use crate::base::{Artifact, Error, Progress, Result, Unit};
@@ -109,7 +110,7 @@ pub fn train(run: TrainRun) -> Result<TrainSummary> {
     let TrainRun { source, heldout, settings, metadata, device, out, progress } = run;
     let plan = settings.plan(width(&*source, 0)?, source.rows())?;
     let seat = Seat { name: String::new(), hook: 0, plan, dir: out.dir().into() };
-    let mut ends = train_all(Rows { source, heldout }, vec![(seat, metadata)], device, progress)?;
+    let mut ends = train_all(Rows { source, heldout }, vec![(seat, metadata)], (device, out.arguments()), progress)?;
     match ends.pop() {
         Some(MemberEnd::Trained(summary)) => Ok(*summary),
         Some(MemberEnd::Diverged { .. }) | None => Err(nobody()),
@@ -132,7 +133,7 @@ pub fn train_sweep(run: SweepRun) -> Result<Vec<MemberEnd>> {
     }
     check_batches(&seats)?;
     check_memory(&seats)?;
-    train_all(Rows { source, heldout }, seats, device, progress)
+    train_all(Rows { source, heldout }, seats, (device, out.arguments()), progress)
 }
 
 fn width(source: &dyn RowSource, hook: usize) -> Result<usize> {
@@ -197,7 +198,7 @@ struct Rows<'a> {
 fn train_all<'a>(
     rows: Rows<'a>,
     seats: Vec<(Seat, Metadata)>,
-    device: &Device,
+    (device, arguments): (&Device, &[String]),
     progress: &'a dyn Progress,
 ) -> Result<Vec<MemberEnd>> {
     let Rows { source, heldout } = rows;
@@ -214,7 +215,7 @@ fn train_all<'a>(
     let (seats, metadata): (Vec<Seat>, Vec<Metadata>) = seats.into_iter().unzip();
     let members = seats.iter().map(|seat| seat.dir.clone()).collect();
     let (trainers, diverged) = open(seats, source, device, progress)?;
-    let mut together = Together::new(trainers, diverged, members, heldout, progress)?;
+    let mut together = Together::new(trainers, diverged, members, heldout, arguments, progress)?;
     source.seek(together.step * together.batch_size as u64)?;
     together.run(source)?;
     together.finish(metadata)
@@ -269,6 +270,7 @@ struct Together<'a> {
     saved: u64,
     /// Step and time of the last row of the table.
     row: (u64, Instant),
+    clock: Clock,
 }
 
 impl<'a> Together<'a> {
@@ -277,6 +279,7 @@ impl<'a> Together<'a> {
         diverged: Vec<(PathBuf, u64)>,
         members: Vec<PathBuf>,
         heldout: Option<&'a mut dyn RowSource>,
+        arguments: &[String],
         progress: &'a dyn Progress,
     ) -> Result<Self> {
         let first = trainers.first().ok_or_else(nobody)?;
@@ -286,6 +289,7 @@ impl<'a> Together<'a> {
             progress.line(&format!("continuing after step {step} of {steps}"));
         }
         let row = (step, Instant::now());
+        let clock = Clock::start(arguments, step, batch_size);
         Ok(Self {
             trainers,
             diverged,
@@ -299,6 +303,7 @@ impl<'a> Together<'a> {
             step,
             saved: step,
             row,
+            clock,
         })
     }
 
@@ -379,7 +384,10 @@ impl<'a> Together<'a> {
     }
 
     fn checkpoint(&mut self) -> Result<()> {
-        self.trainers.iter_mut().try_for_each(Trainer::checkpoint)?;
+        for trainer in &mut self.trainers {
+            trainer.checkpoint()?;
+            self.clock.note(&trainer.seat.dir, self.step)?;
+        }
         self.saved = self.step;
         Ok(())
     }

@@ -214,10 +214,10 @@ impl Trainer {
         })?;
         metadata.l0 = Some(heldout.map_or(last.l0, |report| report.l0));
         metadata.num_dead_features = Some(dead_features as u64);
-        if let Some(heldout) = &heldout {
+        metadata.extra.extend(finish::metadata(&self.seat.plan));
+        if let Some(heldout) = heldout {
             metadata.extra.insert("explained_variance".into(), heldout.explained_variance.into());
         }
-        metadata.extra.extend(finish::metadata(&self.seat.plan));
         io::write(&self.seat.dir, &self.dictionary(metadata)?)?;
         io::write_sparsity(&self.seat.dir, &self.activity.frequencies())?;
         let Self { seat, scale, resampled, .. } = self;
