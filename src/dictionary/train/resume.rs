@@ -58,12 +58,12 @@ pub(super) fn latest_common(seats: Vec<Seat>, progress: &dyn Progress) -> Result
         if alive.peek().is_none() || !alive.all(|(saved, _)| saved.contains(&step)) {
             continue;
         }
-        let read = |(seat, at): (&Seat, &Option<u64>)| match at.filter(|_| gone(at, step)) {
-            Some(at) => Ok(Seated::Diverged(seat.clone(), at)),
-            None => {
-                let checkpoint = checkpoint::open(&checkpoint::path(&seat.dir, step), &seat.plan)?;
-                Ok(Seated::At(seat.clone(), Box::new(checkpoint)))
+        let read = |(seat, at): (&Seat, &Option<u64>)| {
+            if let Some(at) = at.filter(|_| gone(at, step)) {
+                return Ok(Seated::Diverged(seat.clone(), at));
             }
+            let checkpoint = checkpoint::open(&checkpoint::path(&seat.dir, step), &seat.plan)?;
+            Ok(Seated::At(seat.clone(), Box::new(checkpoint)))
         };
         match seats.iter().zip(&diverged).map(read).collect::<Result<Vec<_>>>() {
             Ok(seated) => {

@@ -221,13 +221,16 @@ fn train_all<'a>(
     together.finish(metadata)
 }
 
+/// A member that diverged: its directory and the step that could not be taken.
+type Left = (PathBuf, u64);
+
 /// The trainers where their last common checkpoint left them, or new ones; beside them those that had diverged.
 fn open(
     seats: Vec<Seat>,
     source: &mut dyn RowSource,
     device: &Device,
     progress: &dyn Progress,
-) -> Result<(Vec<Trainer>, Vec<(PathBuf, u64)>)> {
+) -> Result<(Vec<Trainer>, Vec<Left>)> {
     let (mut trainers, mut diverged) = (Vec::new(), Vec::new());
     match latest_common(seats, progress)? {
         Ok(seated) => {
@@ -256,7 +259,7 @@ fn open(
 struct Together<'a> {
     trainers: Vec<Trainer>,
     /// Directory and step of those that diverged.
-    diverged: Vec<(PathBuf, u64)>,
+    diverged: Vec<Left>,
     /// Directories of all, in their order.
     members: Vec<PathBuf>,
     heldout: Option<&'a mut dyn RowSource>,
@@ -276,7 +279,7 @@ struct Together<'a> {
 impl<'a> Together<'a> {
     fn new(
         trainers: Vec<Trainer>,
-        diverged: Vec<(PathBuf, u64)>,
+        diverged: Vec<Left>,
         members: Vec<PathBuf>,
         heldout: Option<&'a mut dyn RowSource>,
         arguments: &[String],
@@ -435,13 +438,12 @@ impl<'a> Together<'a> {
         let mut trained = self.trainers.into_iter().zip(heldout).peekable();
         let mut ends = Vec::with_capacity(self.members.len());
         for (dir, metadata) in self.members.iter().zip(metadata) {
-            ends.push(match trained.next_if(|(trainer, _)| trainer.seat.dir == *dir) {
-                Some((trainer, heldout)) => MemberEnd::Trained(Box::new(trainer.finish(metadata, heldout)?)),
-                None => {
-                    let step = self.diverged.iter().find(|(left, _)| left == dir).map_or(0, |(_, step)| *step);
-                    MemberEnd::Diverged { diverged_at_step: step }
-                }
-            });
+            if let Some((trainer, heldout)) = trained.next_if(|(trainer, _)| trainer.seat.dir == *dir) {
+                ends.push(MemberEnd::Trained(Box::new(trainer.finish(metadata, heldout)?)));
+            } else {
+                let diverged_at_step = self.diverged.iter().find(|(left, _)| left == dir).map_or(0, |(_, step)| *step);
+                ends.push(MemberEnd::Diverged { diverged_at_step });
+            }
         }
         Ok(ends)
     }
