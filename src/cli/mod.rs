@@ -72,8 +72,8 @@ enum Command {
     Run(run::Args),
     /// Run text through a model and keep activations on disk.
     Cache(cache::Args),
-    /// Train a sparse autoencoder on cached activations.
-    TrainSae(train_sae::Args),
+    /// Train a sparse autoencoder, or several at once, on cached activations or a running model's.
+    TrainSae(Box<train_sae::Args>),
     /// A page about a trained dictionary, or several compared: curves, densities, norms, settings.
     Report(report::Args),
     /// How good a dictionary is: reconstruction, sparsity, loss recovered, dead features.
@@ -132,7 +132,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Info(args) => info::run(args, ui),
         Command::Run(args) => run::run(args, common, ui),
         Command::Cache(args) => cache::run(args, common, ui),
-        Command::TrainSae(args) => train_sae::run(args, common, ui),
+        Command::TrainSae(args) => train_sae::run(&args, common, ui),
         Command::Report(args) => report::run(args, ui),
         Command::Eval(args) => eval::run(args, common, ui),
         Command::Features(args) => features::run(args, common, ui),

@@ -1,5 +1,6 @@
 //! Pages and result files that commands write, and what a browser makes of the pages.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -97,8 +98,10 @@ fn open(browser: &str, cli: &Cli, page: &Path) -> Seen {
     let log = std::fs::read_to_string(log).unwrap();
     // The browser calls its maker on its own account.
     let urls = log.split("\"url\":\"").skip(1).filter_map(|rest| rest.split('"').next());
-    let asked =
+    // The log names an address again at every stage of its request.
+    let asked: BTreeSet<String> =
         urls.filter(|url| url.starts_with("http") && !url.contains(".google.com/")).map(str::to_owned).collect();
+    let asked = asked.into_iter().collect();
     Seen { document: String::from_utf8_lossy(&output.stdout).into_owned(), console, asked }
 }
 

@@ -33,6 +33,7 @@ mod schedule;
 mod sessions;
 mod settings;
 mod step;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod trainer;
@@ -42,3 +43,4 @@ pub use method::SparsityLoss;
 pub use run::{Member, SweepRun, TrainRun, TrainSummary, train, train_sweep};
 pub use sessions::{SESSIONS_FILE, Session};
 pub use settings::{DeadFeatures, DecoderBias, Method, TrainArchitecture, TrainPlan, TrainSettings};
+pub use sweep::{SweepEntry, read_sweep};
