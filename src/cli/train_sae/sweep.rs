@@ -9,6 +9,7 @@ use crate::base::artifact::write_json;
 use crate::base::{Artifact, Result};
 use crate::dictionary::train::{Member, SweepEntry, SweepRun, TrainSettings, TrainSummary, read_sweep, train_sweep};
 use crate::store::RowSource;
+use crate::web::train_report;
 
 use super::super::render::{Table, Ui, thousands};
 use super::super::{Common, Outcome};
@@ -53,7 +54,7 @@ pub(super) fn run(args: &Args, file: &Path, common: &Common, ui: &Ui) -> Result<
     for (entry, &place) in entries.iter().zip(&places) {
         entry.settings.plan(origin.hooks[place].1, MANY_ROWS)?;
     }
-    let artifact = Artifact::begin(&args.out, args.resume)?;
+    let artifact = Artifact::begin(&args.out, args.resume)?.with_arguments(super::super::arguments());
     let runs: Map<String, Value> = entries
         .iter()
         .zip(&places)
@@ -98,6 +99,8 @@ pub(super) fn run(args: &Args, file: &Path, common: &Common, ui: &Ui) -> Result<
         record.settings["sweep"] = json!(entry.name);
         write_json(&artifact.dir().join(&entry.name).join(RECORD), &record)?;
     }
+    let members: Vec<PathBuf> = entries.iter().map(|entry| artifact.dir().join(&entry.name)).collect();
+    train_report::write_sweep(artifact.dir(), &members)?;
     write_json(&artifact.dir().join(TABLE), &runs)?;
     artifact.finish(&record)?;
     let report = Report { dir: args.out.clone(), positions, runs };
