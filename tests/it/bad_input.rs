@@ -257,16 +257,47 @@ fn names_and_prompts_that_do_not_exist() {
     cli.run("run demo --prompt The --device cuda:x").error(&["--device", "cuda:x"]);
 }
 
+/// Fails unless each of `flags` is refused by name in the line that `line` makes of it, and nothing is left behind.
+fn refused(cli: &Cli, line: impl Fn(&str) -> String, flags: &[&str]) {
+    for flag in flags {
+        // The flag at fault is the last one.
+        let name = flag.split(' ').rfind(|word| word.starts_with("--")).unwrap();
+        let ended = cli.run(&line(flag));
+        assert!(ended.stderr.contains(name), "{flag}: {}", ended.stderr);
+        ended.error(&[name]);
+        assert!(!cli.path("new").exists() && !cli.path("new.partial").exists(), "{flag}");
+    }
+}
+
+#[test]
+fn flags_of_streams_that_make_no_sense() {
+    let flags = [
+        "--context-size 1",
+        "--context-size 100000",
+        "--model-batch-size 0",
+        "--buffer-rows 0",
+        "--buffer-dtype f7",
+        "--model-dtype i8",
+        "--held-out 1",
+        "--held-out nan",
+        "--text-field beauty",
+        "--cache acts",
+        "--steps 0",
+        "--d-sae 0",
+    ];
+    let stream = |flag: &str| format!("train-sae --model demo --data world.jsonl --hook {HOOK} --out new {flag}");
+    refused(trained(), stream, &flags);
+}
+
 #[test]
 fn flags_that_make_no_sense() {
     let cli = trained();
     let cache = |flag: &str| format!("cache --model demo --data world.jsonl --hook {HOOK} --out new {flag}");
     let train = |flag: &str| format!("train-sae --cache acts --hook {HOOK} --out new {flag}");
-    let stream = |flag: &str| format!("train-sae --model demo --data world.jsonl --hook {HOOK} --out new {flag}");
     let eval = |flag: &str| format!("eval --sae sae --cache acts {flag}");
     let features = |flag: &str| format!("features --sae sae --cache acts {flag}");
     let steer = |flag: &str| format!("steer --model demo --sae sae --feature 1 --prompt The {flag}");
-    let nonsense: [(Line<'_>, &[&str]); 6] = [
+    let nonsense: [(Line<'_>, &[&str]); 5] = [
         (
             &cache,
             &[
@@ -313,20 +344,6 @@ fn flags_that_make_no_sense() {
                 "--eval-every 0",
             ],
         ),
-        (
-            &stream,
-            &[
-                "--context-size 1",
-                "--context-size 100000",
-                "--model-batch-size 0",
-                "--buffer-rows 0",
-                "--buffer-dtype f7",
-                "--model-dtype i8",
-                "--held-out 1",
-                "--text-field beauty",
-                "--cache acts",
-            ],
-        ),
         (&eval, &["--held-out 2", "--held-out 0", "--held-out nan", "--held-out -1", "--model-sequences 0"]),
         (
             &features,
@@ -360,14 +377,7 @@ fn flags_that_make_no_sense() {
         ),
     ];
     for (line, flags) in nonsense {
-        for flag in flags {
-            // The flag at fault is the last one.
-            let name = flag.split(' ').rfind(|word| word.starts_with("--")).unwrap();
-            let ended = cli.run(&line(flag));
-            assert!(ended.stderr.contains(name), "{flag}: {}", ended.stderr);
-            ended.error(&[name]);
-            assert!(!cli.path("new").exists() && !cli.path("new.partial").exists(), "{flag}");
-        }
+        refused(cli, line, flags);
     }
     cli.run("run demo --prompt The --threads 0").error(&["--threads", "1 or more"]);
     cli.run(&steer("")).error(&["feature 1", "--feature ID:V"]);

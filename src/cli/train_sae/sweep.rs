@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::base::artifact::{write_atomic, write_json};
+use crate::base::artifact::write_json;
 use crate::base::{Artifact, Result, RunRecord};
 use crate::dictionary::Metadata;
 use crate::dictionary::train::{
     Member, MemberEnd, SweepEntry, SweepRun, TrainSettings, TrainSummary, read_sweep, train_sweep,
 };
 use crate::store::RowSource;
-use crate::web::train_report::{self, REPORT_FILE, TrainReport};
+use crate::web::train_report;
 
 use super::super::render::{Table, Ui, thousands};
 use super::super::{Common, Outcome};
@@ -121,7 +121,9 @@ pub(super) fn run(args: &Args, file: &Path, common: &Common, ui: &Ui) -> Result<
         runs.push(Row { dir: args.out.join(&name), name, hook, end });
     }
     write_json(&artifact.dir().join(TABLE), &runs)?;
-    write_pages(artifact.dir(), &runs)?;
+    let trained = runs.iter().filter(|row| matches!(row.end, MemberEnd::Trained(_)));
+    let trained: Vec<PathBuf> = trained.map(|row| artifact.dir().join(&row.name)).collect();
+    train_report::write_sweep(artifact.dir(), &trained)?;
     artifact.finish(&record)?;
     let report = Report { dir: args.out.clone(), positions, runs };
     if ui.json() {
@@ -130,18 +132,6 @@ pub(super) fn run(args: &Args, file: &Path, common: &Common, ui: &Ui) -> Result<
         print(&report, ui)?;
     }
     Ok(Outcome::Done)
-}
-
-/// A page for each dictionary, and one that compares them.
-fn write_pages(dir: &Path, runs: &[Row]) -> Result<()> {
-    let mut reports = Vec::new();
-    for Row { name, end, .. } in runs {
-        if matches!(end, MemberEnd::Trained(_)) {
-            train_report::write(&dir.join(name))?;
-            reports.push(TrainReport::read(&dir.join(name))?);
-        }
-    }
-    write_atomic(&dir.join(REPORT_FILE), train_report::compare(&reports).as_bytes())
 }
 
 fn print(report: &Report, ui: &Ui) -> Result<()> {
