@@ -51,6 +51,20 @@ pub fn write(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Writes [`REPORT_FILE`] into each of the dictionary directories `members`, and into `dir` one that compares them.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_sweep(dir: &Path, members: &[PathBuf]) -> Result<()> {
+    let mut reports = Vec::with_capacity(members.len());
+    for member in members {
+        let report = TrainReport::read(member)?;
+        write_atomic(&member.join(REPORT_FILE), report.page().as_bytes())?;
+        reports.push(report);
+    }
+    write_atomic(&dir.join(REPORT_FILE), compare(&reports).as_bytes())
+}
+
 impl TrainReport {
     /// Reads the directory of a dictionary. One that was not trained by this program has weights and no curves.
     ///
