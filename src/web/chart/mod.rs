@@ -173,8 +173,9 @@ impl Plot {
 
     /// A line of text inside the plot, near `x`, that appears with the group it is in.
     fn readout(&self, x: f64, text: &str) -> Element {
-        let half = width(text) / 2.0 + 2.0;
-        let x = x.clamp(self.left + half.min(self.width / 2.0), self.left + self.width - half.min(self.width / 2.0));
+        let half = (width(text) / 2.0 + 2.0).min(self.width / 2.0);
+        // Not `clamp`: where the text is as wide as the plot, rounding may put one bound past the other.
+        let x = x.max(self.left + half).min(self.left + self.width - half);
         Element::of("text", "readout middle").at([("x", x), ("y", self.top + 9.0)]).text(text)
     }
 }
