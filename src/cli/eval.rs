@@ -13,8 +13,8 @@ use crate::analysis::{CacheSequences, LiveSequences, Placement, SequenceSource, 
 use crate::base::artifact::{read_json, write_atomic, write_json};
 use crate::base::{DtypeChoice, Error, Result};
 use crate::data::{Corpus, PackSettings, Packer, locate_data};
-use crate::dictionary::{Dictionary, io};
 use crate::dictionary::scale::fold_w_dec_norm;
+use crate::dictionary::{Dictionary, io};
 use crate::store::CacheReader;
 use crate::store::FilterReport;
 use crate::store::shuffle::Split;

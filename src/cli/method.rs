@@ -29,7 +29,7 @@ pub(super) struct MethodArgs {
     #[arg(long, value_name = "N")]
     k: Option<f64>,
     /// topk, batchtopk, matryoshka: weight of the loss in which dead features reconstruct what the others leave over
-    /// (AuxK); 1 when absent, 0 for none.
+    /// (`AuxK`); 1 when absent, 0 for none.
     #[arg(long, value_name = "X")]
     aux_loss_coefficient: Option<f64>,
     /// topk, batchtopk, matryoshka: dead features a row in that loss; half the width when absent.

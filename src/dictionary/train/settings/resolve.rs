@@ -103,7 +103,7 @@ impl Method {
                 let lp_norm = settings.lp_norm.unwrap_or(1.0);
                 if let Some(p) = settings.p_end {
                     within("--p-end", p, 0.0, 1.0)?;
-                    if lp_norm != 1.0 {
+                    if (lp_norm - 1.0).abs() > f64::EPSILON {
                         return Err(Error::flag("--lp-norm", "1 with --p-end", lp_norm, "leave one of them out"));
                     }
                 }
@@ -286,7 +286,7 @@ fn within(flag: &'static str, value: f64, low: f64, high: f64) -> Result<f64> {
     if value > low && value <= high {
         return Ok(value);
     }
-    let expected = if high == f64::MAX || high >= 1e6 {
+    let expected = if high >= 1e6 {
         format!("a number {} {}", if low < 0.0 { "from" } else { "above" }, low.max(0.0))
     } else {
         format!("a number above {} and at most {high}", low.max(0.0))
