@@ -7,6 +7,7 @@ pub mod mapped;
 pub mod nearest;
 pub mod progress;
 pub mod rng;
+pub mod zip;
 
 pub use artifact::{Artifact, RunRecord};
 pub use device::{DeviceChoice, DtypeChoice};
