@@ -10,10 +10,10 @@
 //! releases are these, `√d / norm_in`. Activations keep the size they had in training, as in SAELens.
 //!
 //! `jump_relu_threshold` is compared in the library that wrote it (Language-Model-SAEs, `from_config`) after it has
-//! divided activations by `s_in` and scaled decoder rows to unit norm, so in training's units it is
-//! `θ·s_in / ‖W_dec,f‖`. SAELens leaves the norm out, which is the same where rows have norm 1 already.
-//! `log_jumprelu_threshold` is in training's units, and is compared with activations times decoder norms where
-//! `sparsity_include_decoder_norm` says so.
+//! divided activations by `s_in`, multiplied `W_dec` by `s_in/s_out`, and moved the norms of its rows to the
+//! activations, so in training's units it is `θ·s_out / ‖W_dec,f‖`. SAELens leaves the norm out, which is the same where
+//! rows have norm 1 already; without `sparsity_include_decoder_norm` both have `θ·s_in`. `log_jumprelu_threshold` is in
+//! training's units, and is compared with activations times norms under the same setting.
 
 use std::path::Path;
 
@@ -101,10 +101,11 @@ pub(super) fn read(config: &Path, weights: &Path) -> Result<Dictionary> {
         true => Some(file.take("log_jumprelu_threshold", &[d_sae])?),
         false => None,
     };
-    let [scale_in, scale_out] = settings.scales(&mut file, config)?;
+    let scales = settings.scales(&mut file, config)?;
     file.finish()?;
     let norms: Vec<f64> = w_dec.chunks_exact(d).map(|row| f64::from(squared_norm(row)).sqrt()).collect();
-    let activation = settings.activation(logs, &norms, scale_in, &w_dec, config)?;
+    let activation = settings.activation(logs, &norms, scales, &w_dec, config)?;
+    let [scale_in, scale_out] = scales;
     w_enc.iter_mut().for_each(|w| *w = (f64::from(*w) * scale_in) as f32);
     w_dec.iter_mut().chain(&mut b_dec).for_each(|w| *w = (f64::from(*w) / scale_out) as f32);
     let architecture = match activation {
@@ -191,7 +192,7 @@ impl Settings {
         &self,
         logs: Option<Vec<f32>>,
         norms: &[f64],
-        scale_in: f64,
+        [scale_in, scale_out]: [f64; 2],
         w_dec: &[f32],
         path: &Path,
     ) -> Result<Activation> {
@@ -213,7 +214,7 @@ impl Settings {
             }
             // Dictionaries that were trained with TopK get a threshold for inference, and use it from then on.
             ("jumprelu", None) | ("topk", None) if self.function == "jumprelu" || self.threshold > 0.0 => {
-                let threshold = self.threshold * scale_in;
+                let threshold = self.threshold * if self.with_norms { scale_out } else { scale_in };
                 Ok(Activation::jump_relu(norms.iter().map(|norm| of_norm(threshold, *norm)).collect()))
             }
             ("topk", None) => match self.top_k {

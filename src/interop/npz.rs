@@ -83,6 +83,13 @@ impl Npz {
         }
     }
 
+    /// Gives the array `old` the name `new`.
+    pub(super) fn rename(&mut self, old: &str, new: &str) {
+        if let Some(array) = self.arrays.remove(old) {
+            self.arrays.insert(new.into(), array);
+        }
+    }
+
     pub(super) fn release(&self) {
         self.map.release();
     }

@@ -32,11 +32,6 @@ impl Object {
         Ok(Self { path: path.into(), within: String::new(), left: read_json(WHAT, path)? })
     }
 
-    /// An object that was read before.
-    pub(super) fn of(path: &Path, within: &str, left: Map<String, Value>) -> Self {
-        Self { path: path.into(), within: format!("{within}."), left }
-    }
-
     /// The value of `key`; `None` where it is absent or null.
     ///
     /// # Errors

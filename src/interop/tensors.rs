@@ -19,6 +19,21 @@ use crate::model::weights::pytorch::archive::{Item, View, number_type};
 pub(super) const WHAT: &str = "dictionary weights";
 const MAKE_AGAIN: &str = "the file is truncated or corrupt, or not of this format: download or make it again";
 
+/// The number types that are read, under both names.
+const NUMBERS: [(Dtype, DType); 7] = [
+    (Dtype::F64, DType::F64),
+    (Dtype::F32, DType::F32),
+    (Dtype::F16, DType::F16),
+    (Dtype::BF16, DType::BF16),
+    (Dtype::I64, DType::I64),
+    (Dtype::I32, DType::I32),
+    (Dtype::U8, DType::U8),
+];
+
+fn of_candle(dtype: DType) -> Option<Dtype> {
+    NUMBERS.iter().find(|(_, number)| *number == dtype).map(|(stored, _)| *stored)
+}
+
 /// What a file says about one tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Header {
@@ -32,7 +47,7 @@ pub(super) struct Header {
 impl Header {
     /// Bytes of one number; 1 where the type is unknown.
     pub(super) fn width(&self) -> usize {
-        self.stored.map_or(1, DType::size_in_bytes)
+        self.stored.map_or(1, |dtype| dtype.size_in_bytes())
     }
 
     /// Bytes of all numbers; `None` where they are too many to count or their type is unknown.
@@ -63,16 +78,7 @@ impl Tensors {
     pub(super) fn safetensors(path: &Path) -> Result<Self> {
         let file = Mapped::open(WHAT, path)?;
         let left = file.entries()?.into_iter().map(|(name, dtype, shape)| {
-            let stored = match dtype {
-                Dtype::F64 => Some(DType::F64),
-                Dtype::F32 => Some(DType::F32),
-                Dtype::F16 => Some(DType::F16),
-                Dtype::BF16 => Some(DType::BF16),
-                Dtype::I64 => Some(DType::I64),
-                Dtype::I32 => Some(DType::I32),
-                Dtype::U8 => Some(DType::U8),
-                _ => None,
-            };
+            let stored = NUMBERS.iter().find(|(stored, _)| *stored == dtype).map(|(_, number)| *number);
             (name, Header { stored, kind: format!("{dtype:?}").to_lowercase(), shape })
         });
         let left = left.collect();
@@ -230,7 +236,11 @@ impl Tensors {
     fn bytes(&self, name: &str, header: &Header) -> Result<Cow<'_, [u8]>> {
         let expected = header.bytes();
         let bytes = match &self.source {
-            Source::Safetensors(file) => file.with(name, |view| Ok(Cow::Owned(view.data().to_vec())))?,
+            Source::Safetensors(file) => {
+                let stored = header.stored.and_then(of_candle);
+                let dtype = stored.ok_or_else(|| self.wrong(name, "floats", header.kind.clone()))?;
+                file.bytes(name, dtype, &header.shape)?.into()
+            }
             Source::Npz(file) => file.bytes(&self.path, name)?,
             Source::Torch { map, views } => {
                 let view = views.get(name).ok_or_else(|| self.absent(name))?;

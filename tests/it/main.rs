@@ -12,6 +12,7 @@ mod hook_page;
 mod hub;
 mod hub_server;
 mod identities;
+mod interop;
 mod kill;
 mod layers;
 mod parity;

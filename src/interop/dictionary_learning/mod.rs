@@ -93,7 +93,7 @@ fn candidates(names: &[&str]) -> Vec<&'static str> {
         vec!["AutoEncoderNew"]
     } else if has(&["decoder_bias", "encoder.weight", "r_mag", "gate_bias", "mag_bias", "decoder.weight"]) {
         vec!["GatedAutoEncoder"]
-    } else if has(&topk) || has(&["k", "encoder.weight", "encoder.bias", "decoder.weight", "b_dec"]) {
+    } else if has(&topk) || has(&topk[2..]) || has(&["k", "encoder.weight", "encoder.bias", "decoder.weight", "b_dec"]) {
         vec!["AutoEncoderTopK", "BatchTopKSAE"]
     } else if has(&[&jump[..], &["k", "group_sizes"]].concat()) {
         vec!["MatryoshkaBatchTopKSAE"]

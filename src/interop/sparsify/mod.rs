@@ -11,6 +11,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::object::Object;
 use super::place;
 use super::tensors::Tensors;
@@ -135,9 +137,10 @@ fn describe(config: &mut DictionaryConfig, dir: &Path, transcode: bool, notes: &
     if let Some(path) = above.filter(|path| path.is_file()) {
         // The whole of the run's settings; only what describes the rows is read.
         let mut run = Object::read(&path)?;
-        config.metadata.model_name = run.take("model")?;
+        let text = |value: Option<Value>| value.as_ref().and_then(Value::as_str).map(str::to_owned);
+        config.metadata.model_name = text(run.take("model")?);
         config.metadata.context_size = run.take("ctx_len")?;
-        config.metadata.dataset_path = run.take("dataset")?;
+        config.metadata.dataset_path = text(run.take("dataset")?);
     }
     Ok(())
 }

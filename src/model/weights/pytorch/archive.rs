@@ -124,7 +124,7 @@ impl<'a> Item<'a> {
             Object::Global(_) => "a class or function",
             Object::Int(_) => "an integer",
             Object::Float(_) => "a float",
-            Object::Bool(_) => "a boolean",
+            Object::Bool => "a boolean",
             Object::None => "None",
             Object::Text(_) => "a text",
             Object::Tuple(_) => "a tuple",
