@@ -32,7 +32,7 @@ pub(crate) mod tests {
 
     use candle_core::{DType, Device};
 
-    use crate::dictionary::{Activation, Architecture, Dictionary, DictionaryConfig};
+    use crate::dictionary::{Architecture, Dictionary, DictionaryConfig};
     use crate::model::Model;
     use crate::ops::gemm::tests::numbers;
 
@@ -46,13 +46,7 @@ pub(crate) mod tests {
     /// A random dictionary of `architecture` at `hook`.
     pub(crate) fn dictionary_with(architecture: Architecture, hook: &str, d: usize, f: usize) -> Dictionary {
         let w_dec = numbers(f * d, "w_dec");
-        let activation = match architecture {
-            Architecture::Relu => Activation::relu(),
-            Architecture::TopK { k, rescale_acts_by_decoder_norm } => {
-                Activation::top_k(k, rescale_acts_by_decoder_norm.then_some(w_dec.as_slice()), d)
-            }
-            Architecture::JumpRelu => Activation::jump_relu(numbers(f, "threshold").iter().map(|t| t.abs()).collect()),
-        };
+        let activation = crate::dictionary::tests::activation(architecture, f, &w_dec, d);
         let mut config = DictionaryConfig::new(architecture, d, f);
         config.metadata.hook_name = Some(hook.into());
         let bias = |name| numbers(if name == "b_enc" { f } else { d }, name);

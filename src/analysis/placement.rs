@@ -20,25 +20,39 @@ impl Placement {
     /// `Unsupported` for a dictionary that names no hook or writes to another one than it reads; `Unknown` when the
     /// model lacks the hook; `Mismatch` when the widths differ.
     pub fn of(dictionary: &Dictionary, config: &ModelConfig) -> Result<Self> {
+        check_in_place(dictionary, "evaluation and steering replace values at the point that the dictionary reads")?;
         let metadata = &dictionary.config.metadata;
-        let Some(name) = &metadata.hook_name else {
+        Self::resolve(metadata.hook_name.as_deref(), metadata.hook_head_index, dictionary, dictionary.d_in(), config)
+    }
+
+    /// Where the dictionary's output belongs: for a transcoder `metadata.hook_name_out`, else as [`Placement::of`].
+    ///
+    /// # Errors
+    /// As [`Placement::of`], but for transcoders only when they do not say where they write.
+    pub fn of_output(dictionary: &Dictionary, config: &ModelConfig) -> Result<Self> {
+        let metadata = &dictionary.config.metadata;
+        let Some(out) = output_hook(dictionary) else { return Self::of(dictionary, config) };
+        let head = metadata.extra.get("hook_head_index_out").and_then(serde_json::Value::as_u64);
+        Self::resolve(Some(out), head.map(|head| head as usize), dictionary, dictionary.d_out(), config)
+    }
+
+    fn resolve(
+        name: Option<&str>,
+        head: Option<usize>,
+        dictionary: &Dictionary,
+        d: usize,
+        config: &ModelConfig,
+    ) -> Result<Self> {
+        let Some(name) = name else {
             return Err(Error::Unsupported {
                 what: "using this dictionary with a model".into(),
                 why: "its cfg.json names no hook point".into(),
                 remedy: "set metadata.hook_name in cfg.json".into(),
             });
         };
-        let out = metadata.extra.get("hook_name_out").and_then(serde_json::Value::as_str);
-        if let Some(out) = out.filter(|out| out != name) {
-            return Err(Error::Unsupported {
-                what: format!("a transcoder from {name} to {out}"),
-                why: "evaluation and steering replace values at the point that the dictionary reads".into(),
-                remedy: "use an autoencoder".into(),
-            });
-        }
-        let placement = Self { point: HookPoint::resolve(name, config)?, head: metadata.hook_head_index };
+        let placement = Self { point: HookPoint::resolve(name, config)?, head };
         let width = placement.width(config);
-        if width == Some(dictionary.d_in()) && width == Some(dictionary.d_out()) {
+        if width == Some(d) {
             return Ok(placement);
         }
         Err(Error::Mismatch {
@@ -79,6 +93,30 @@ impl Placement {
         let Some(heads) = self.point.site.heads(config) else { return Some(full) };
         Some(if self.head.is_some() { full / heads.max(1) } else { full })
     }
+}
+
+/// The hook that a transcoder writes to, where it is another than it reads.
+fn output_hook(dictionary: &Dictionary) -> Option<&str> {
+    let metadata = &dictionary.config.metadata;
+    let out = metadata.extra.get("hook_name_out").and_then(serde_json::Value::as_str);
+    out.filter(|out| Some(*out) != metadata.hook_name.as_deref())
+}
+
+/// Checks that a dictionary writes what it reads, `why` that is needed.
+///
+/// # Errors
+/// `Unsupported` for a transcoder.
+pub(super) fn check_in_place(dictionary: &Dictionary, why: &str) -> Result<()> {
+    let out = output_hook(dictionary);
+    if out.is_none() && !dictionary.config.transcoder {
+        return Ok(());
+    }
+    let name = dictionary.config.metadata.hook_name.as_deref().unwrap_or("an unnamed hook");
+    Err(Error::Unsupported {
+        what: format!("a transcoder from {name} to {}", out.unwrap_or("an unnamed hook")),
+        why: why.into(),
+        remedy: "use an autoencoder".into(),
+    })
 }
 
 impl std::fmt::Display for Placement {

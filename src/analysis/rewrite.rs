@@ -11,6 +11,9 @@
 //! | scale by `v` | `v f(h)` | `(v − 1) f(h) W_dec[f]` |
 //! | ablate | 0 | `−f(h) W_dec[f]` |
 //!
+//! Where the dictionary normalises rows, one unit of activation is worth its decoder row times the row's own scale, and
+//! every change above is multiplied by it ([`Dictionary::output_scales`]).
+//!
 //! The error term is kept: what the dictionary does not reconstruct, and all other features, stay as they are, so an
 //! edit that asks for the present activation changes nothing (Templeton et al. 2024, "Scaling Monosemanticity").
 
@@ -20,7 +23,7 @@ use candle_core::{D, DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Context, Error, Result};
-use crate::dictionary::{Activation, Architecture, Dictionary};
+use crate::dictionary::{Activation, Dictionary};
 use crate::model::Rewrite;
 use crate::ops::squared_norm;
 
@@ -66,8 +69,9 @@ pub struct FeatureRewrite {
     edits: Vec<FeatureEdit>,
     /// Distinct features, in order of first mention.
     features: Vec<u32>,
-    /// The whole dictionary, where features compete and a feature's activation needs all of them.
-    whole: Option<Arc<Dictionary>>,
+    dictionary: Arc<Dictionary>,
+    /// Whether `f(h)` takes more than a few products, a comparison and a bias, and the dictionary computes it.
+    by_dictionary: bool,
     /// `[d, k]`
     encoder: Tensor,
     /// `[1, k]`
@@ -114,8 +118,9 @@ impl FeatureRewrite {
         }
         let of = |values: &[f32]| features.iter().map(|&f| values[f as usize]).collect::<Vec<f32>>();
         let threshold = match &dictionary.activation {
-            Activation::JumpRelu(jump) => of(&jump.threshold).iter().map(|t| t.max(0.0)).collect(),
-            Activation::Relu | Activation::TopK(_) => vec![0.0; k],
+            Activation::Relu => Some(vec![0.0; k]),
+            Activation::JumpRelu(jump) => Some(of(&jump.threshold).iter().map(|t| t.max(0.0)).collect()),
+            _ => None,
         };
         let tensor = |values: Vec<f32>, rows: usize, cols: usize| {
             Tensor::from_vec(values, (rows, cols), device).during(|| "preparing the feature edits".into())
@@ -123,11 +128,12 @@ impl FeatureRewrite {
         let center = dictionary.config.apply_b_dec_to_input.then(|| tensor(dictionary.b_dec.clone(), 1, d));
         Ok(Self {
             edits: edits.to_vec(),
-            whole: (!dictionary.activation.is_per_feature()).then(|| Arc::clone(dictionary)),
+            by_dictionary: threshold.is_none() || dictionary.normalizes_rows(),
+            dictionary: Arc::clone(dictionary),
             encoder: tensor(encoder, d, k)?,
             bias: tensor(of(&dictionary.b_enc), 1, k)?,
             center: center.transpose()?,
-            threshold: tensor(threshold, 1, k)?,
+            threshold: tensor(threshold.unwrap_or_else(|| vec![0.0; k]), 1, k)?,
             decoder: tensor(decoder, k, d)?,
             reads: gain.iter().any(|g| *g != 0.0),
             gain: tensor(gain, 1, k)?,
@@ -148,9 +154,8 @@ impl FeatureRewrite {
 
     /// Activations of the edited features, `[n, k]`, for `x` `[n, d]` in f32.
     fn activations(&self, x: &Tensor) -> Result<Tensor> {
-        if let Some(dictionary) = &self.whole {
-            let host = x.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-            let values = dictionary.feature_activations(&host, &self.features)?;
+        if self.by_dictionary {
+            let values = self.dictionary.feature_activations(&host(x)?, &self.features)?;
             return Ok(Tensor::from_vec(values, (x.dim(0)?, self.features.len()), x.device())?);
         }
         let centered = match &self.center {
@@ -180,6 +185,11 @@ impl Rewrite for FeatureRewrite {
             self.offset.broadcast_as((wide.dim(0)?, self.features.len()))?.contiguous()?
         };
         let mut step = change.matmul(&self.decoder)?;
+        if self.dictionary.normalizes_rows()
+            && let Some(scales) = self.dictionary.output_scales(&host(&wide)?)?
+        {
+            step = step.broadcast_mul(&Tensor::from_vec(scales, (wide.dim(0)?, 1), wide.device())?)?;
+        }
         if let Some(limit) = self.max_norm {
             let norms = wide.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
             let touched = norms.le(limit)?.broadcast_as(step.shape())?.contiguous()?;
@@ -187,6 +197,10 @@ impl Rewrite for FeatureRewrite {
         }
         (wide + step)?.to_dtype(x.dtype()).during(|| self.describe())
     }
+}
+
+fn host(x: &Tensor) -> Result<Vec<f32>> {
+    Ok(x.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?)
 }
 
 fn check_edits(edits: &[FeatureEdit]) -> Result<()> {
@@ -206,11 +220,10 @@ fn check_edits(edits: &[FeatureEdit]) -> Result<()> {
 
 /// Units of activation that decode to one decoder row: its norm where activations carry the norm, else one.
 pub(super) fn activation_per_row(dictionary: &Dictionary, row: &[f32]) -> f32 {
-    match dictionary.config.architecture {
-        Architecture::TopK { rescale_acts_by_decoder_norm: true, .. } => {
-            squared_norm(row).sqrt().max(f32::MIN_POSITIVE)
-        }
-        _ => 1.0,
+    if dictionary.config.architecture.activations_carry_decoder_norm() {
+        squared_norm(row).sqrt().max(f32::MIN_POSITIVE)
+    } else {
+        1.0
     }
 }
 

@@ -4,18 +4,12 @@ use super::*;
 use crate::analysis::rewrite::{FeatureOp, activation_per_row};
 use crate::analysis::tests::{dictionary_at, dictionary_with, open};
 use crate::base::Silent;
-use crate::dictionary::Architecture;
+use crate::dictionary::NormalizeActivations;
+use crate::dictionary::tests::architectures;
 use crate::model::Rewrite;
 use crate::ops::gemm::tests::numbers;
 
 const HOOK: &str = "blocks.0.hook_resid_post";
-const ARCHITECTURES: [Architecture; 4] = [
-    Architecture::Relu,
-    Architecture::JumpRelu,
-    Architecture::TopK { k: 5, rescale_acts_by_decoder_norm: false },
-    Architecture::TopK { k: 5, rescale_acts_by_decoder_norm: true },
-];
-
 fn edit(feature: u32, op: FeatureOp) -> FeatureEdit {
     FeatureEdit { feature, op }
 }
@@ -45,7 +39,7 @@ fn assert_near(found: &[f32], expected: &[f32], what: &str) {
 
 #[test]
 fn operations_move_the_state_by_the_change_of_activation_along_the_decoder_row() {
-    for architecture in ARCHITECTURES {
+    for architecture in architectures() {
         for centered in [true, false] {
             let mut dictionary = dictionary_with(architecture, HOOK, 13, 40);
             dictionary.config.apply_b_dec_to_input = centered;
@@ -59,7 +53,7 @@ fn operations_move_the_state_by_the_change_of_activation_along_the_decoder_row()
             let mut active = 0;
             for feature in 0..40 {
                 let f = encoded(&dictionary, &x, feature);
-                active += f.iter().filter(|f| **f > 0.0).count();
+                active += f.iter().filter(|f| **f != 0.0).count();
                 let norm = activation_per_row(&dictionary, dictionary.decoder_row(feature).unwrap());
                 let check = |op, amount: &dyn Fn(usize) -> f32| {
                     let found = rewritten(&dictionary, &[edit(feature, op)], &x, None);
@@ -77,7 +71,7 @@ fn operations_move_the_state_by_the_change_of_activation_along_the_decoder_row()
 
 #[test]
 fn edits_that_ask_for_the_present_activation_change_nothing() {
-    for architecture in ARCHITECTURES {
+    for architecture in architectures() {
         let dictionary = Arc::new(dictionary_with(architecture, HOOK, 13, 40));
         let x = numbers(13, "one row");
         for feature in 0..40 {
@@ -86,6 +80,28 @@ fn edits_that_ask_for_the_present_activation_change_nothing() {
             assert_near(&rewritten(&dictionary, &[edit(feature, FeatureOp::Clamp(f))], &x, None), &x, "clamp");
             let ablated = rewritten(&dictionary, &[edit(feature, FeatureOp::Ablate)], &x, None);
             assert_eq!(ablated == x, f == 0.0, "{architecture:?}: ablation changes exactly the active features");
+        }
+    }
+}
+
+#[test]
+fn edits_of_a_dictionary_that_normalises_rows_are_worth_the_scale_of_the_row() {
+    for kind in [NormalizeActivations::LayerNorm, NormalizeActivations::ConstantNormRescale] {
+        for architecture in architectures() {
+            let mut dictionary = dictionary_with(architecture, HOOK, 13, 40);
+            dictionary.config.normalize_activations = kind;
+            let dictionary = Arc::new(dictionary);
+            let x: Vec<f32> = numbers(13, "one row").iter().map(|x| x * 3.0 + 0.5).collect();
+            let before = dictionary.encode(&x).unwrap();
+            let feature = before.features[0];
+            // Ablating a feature takes away what it contributes to the reconstruction.
+            let mut without = before.clone();
+            without.values[0] = 0.0;
+            let [with, without] = [&before, &without].map(|codes| dictionary.reconstruct_codes(&x, codes).unwrap());
+            let expected: Vec<f32> = (0..13).map(|i| x[i] + without[i] - with[i]).collect();
+            let found = rewritten(&dictionary, &[edit(feature, FeatureOp::Ablate)], &x, None);
+            assert_near(&found, &expected, &format!("{architecture:?} {kind:?}"));
+            assert_ne!(found, x);
         }
     }
 }
@@ -140,7 +156,7 @@ fn cached_steering_equals_recomputation_and_differs_from_no_steering() {
         let places =
             [(HOOK, d), ("blocks.1.mlp.hook_post", d_mlp), ("blocks.1.attn.hook_z", config.n_heads * config.d_head)];
         for (hook, width) in places {
-            for architecture in ARCHITECTURES {
+            for architecture in architectures() {
                 let dictionary = Arc::new(dictionary_with(architecture, hook, width, 60));
                 let edits =
                     [edit(5, FeatureOp::Clamp(30.0)), edit(9, FeatureOp::Add(-20.0)), edit(2, FeatureOp::Ablate)];

@@ -6,10 +6,15 @@
 //! x̂ = z W_dec + b_dec                   W_dec [f, d_out]  b_dec [d_out] decode
 //! ```
 //!
-//! `σ` is what tells the architectures apart: ReLU, the `k` largest, or a threshold a feature ([`arch`]). `b_dec` is
-//! subtracted before encoding only where [`DictionaryConfig::apply_b_dec_to_input`] says so. Orientation and meaning
+//! `σ` is what tells the architectures apart: ReLU, the `k` largest, a threshold a feature, a gate ([`arch`]). `b_dec`
+//! is subtracted before encoding only where [`DictionaryConfig::apply_b_dec_to_input`] says so. Orientation and meaning
 //! of all weights are those of SAELens, whose directory format [`io`] reads and writes. Rows are raw activations:
-//! input scaling is folded into the weights before a dictionary is stored ([`scale`]).
+//! input scaling is folded into the weights before a dictionary is stored ([`scale`]), and what else happens to a row
+//! (its norm, its mean) is done by [`Dictionary::encode`] and undone by [`Dictionary::reconstruct`].
+//!
+//! A transcoder is a dictionary whose `x̂` is another hook's row; with a skip connection `x̂` gains `x W_skipᵀ` of the
+//! raw row, `W_skip [d_out, d_in]`. Codes alone then do not determine `x̂`: [`Dictionary::reconstruct`] and
+//! [`Dictionary::reconstruct_codes`] give it, [`Dictionary::decode`] only what the features contribute.
 //!
 //! Bricken et al. 2023, "Towards Monosemanticity"; Cunningham et al. 2023, "Sparse Autoencoders Find Highly
 //! Interpretable Features in Language Models".
@@ -20,14 +25,17 @@ pub mod config;
 mod encoder;
 pub mod io;
 pub mod metrics;
+mod normalize;
 pub mod scale;
 pub mod train;
+
+use std::borrow::Cow;
 
 use rayon::prelude::*;
 
 pub use arch::Activation;
 pub use codes::SparseCodes;
-pub use config::{Architecture, DictionaryConfig, Metadata};
+pub use config::{Architecture, DictionaryConfig, Metadata, NormalizeActivations, ReshapeActivations};
 
 use crate::base::{Error, Result};
 use crate::ops::{Matrix, gemm, sparse};
@@ -50,6 +58,8 @@ pub struct Dictionary {
     pub b_dec: Vec<f32>,
     /// What turns pre-activations into activations, with its own tensors.
     pub activation: Activation,
+    /// Skip connection `[d_out, d_in]`, row-major, from the raw row to the reconstruction.
+    pub w_skip: Option<Vec<f32>>,
 }
 
 impl Dictionary {
@@ -67,32 +77,34 @@ impl Dictionary {
         activation: Activation,
     ) -> Result<Self> {
         let (d_in, d_out, f) = (config.d_in, config.d_out, config.d_sae);
-        let sizes = [
-            ("W_enc", w_enc.len(), d_in * f),
-            ("b_enc", b_enc.len(), f),
-            ("W_dec", w_dec.len(), f * d_out),
-            ("b_dec", b_dec.len(), d_out),
-        ];
-        for (name, found, expected) in sizes {
-            if found != expected {
-                return Err(Error::Mismatch {
-                    what: "dictionary configuration and weights",
-                    left: format!("d_in {d_in}, d_sae {f}, d_out {d_out}: {expected} values of {name}"),
-                    right: format!("{found} values"),
-                    remedy: "the weights belong to another configuration".into(),
-                });
-            }
-        }
-        if config.apply_b_dec_to_input && d_in != d_out {
+        check_size("W_enc", &config, w_enc.len(), d_in * f)?;
+        check_size("b_enc", &config, b_enc.len(), f)?;
+        check_size("W_dec", &config, w_dec.len(), f * d_out)?;
+        check_size("b_dec", &config, b_dec.len(), d_out)?;
+        let wrong = match (config.transcoder, config.apply_b_dec_to_input) {
+            (false, _) if d_in != d_out => Some("an autoencoder's widths are equal; this is a transcoder"),
+            (true, true) => Some("a transcoder encodes without b_dec, which belongs to its output"),
+            _ => None,
+        };
+        if let Some(remedy) = wrong {
             return Err(Error::Mismatch {
                 what: "dictionary widths",
-                left: format!("apply_b_dec_to_input with d_in {d_in}"),
+                left: format!("d_in {d_in}, apply_b_dec_to_input {}", config.apply_b_dec_to_input),
                 right: format!("d_out {d_out}"),
-                remedy: "a dictionary of two widths encodes without b_dec".into(),
+                remedy: remedy.into(),
             });
         }
         activation.check(&config)?;
-        Ok(Self { config, w_enc, b_enc, w_dec, b_dec, activation })
+        Ok(Self { config, w_enc, b_enc, w_dec, b_dec, activation, w_skip: None })
+    }
+
+    /// The same with a skip connection `w_skip`, `[d_out, d_in]`.
+    ///
+    /// # Errors
+    /// `Mismatch` when it has another size.
+    pub fn with_skip(self, w_skip: Vec<f32>) -> Result<Self> {
+        check_size("W_skip", &self.config, w_skip.len(), self.d_out() * self.d_in())?;
+        Ok(Self { w_skip: Some(w_skip), ..self })
     }
 
     /// Width of the rows that [`Dictionary::encode`] takes.
@@ -122,10 +134,11 @@ impl Dictionary {
             bias: &self.b_enc,
             activation: &self.activation,
         };
-        Ok(encoder.encode(x))
+        Ok(encoder.encode(&self.normalized(x)))
     }
 
-    /// Rows `[n, d_out]` that `codes` describe.
+    /// What the features of `codes` and `b_dec` contribute, `[n, d_out]`: `z W_dec + b_dec`. That is the reconstruction
+    /// unless [`Dictionary::uses_rows_to_reconstruct`].
     ///
     /// # Errors
     /// `Mismatch` when `codes` come from a dictionary of another size.
@@ -154,12 +167,61 @@ impl Dictionary {
         Ok(out)
     }
 
-    /// `decode(encode(x))`, `[n, d_out]`.
+    /// Whether a reconstruction depends on the rows beyond their codes: by a skip connection, or because rows are
+    /// normalised before the encoder and that is undone.
+    pub fn uses_rows_to_reconstruct(&self) -> bool {
+        self.w_skip.is_some() || (self.normalizer().is_some() && !self.config.transcoder)
+    }
+
+    /// Whether something happens to rows before the encoder that depends on the row.
+    pub fn normalizes_rows(&self) -> bool {
+        self.normalizer().is_some()
+    }
+
+    /// The reconstruction of `x`, `[n, d_in]`, from `codes`, which are `encode(x)` or an edit of it: `[n, d_out]`.
+    ///
+    /// # Errors
+    /// As [`Dictionary::encode`] and [`Dictionary::decode`]; `Mismatch` when the two have different numbers of rows.
+    pub fn reconstruct_codes(&self, x: &[f32], codes: &SparseCodes) -> Result<Vec<f32>> {
+        self.check_rows(x, self.d_in(), "d_in")?;
+        let rows = x.len() / self.d_in().max(1);
+        if rows != codes.rows() {
+            return Err(Error::Mismatch {
+                what: "rows and their codes",
+                left: format!("{rows} rows"),
+                right: format!("codes of {} rows", codes.rows()),
+                remedy: "reconstruct from the rows that were encoded".into(),
+            });
+        }
+        let mut out = self.decode(codes)?;
+        if let Some(normalizer) = self.normalizer() {
+            normalizer.undo(x, &mut out);
+        }
+        if let Some(w_skip) = &self.w_skip {
+            let skip = Matrix::new(w_skip, self.d_out(), self.d_in()).t();
+            let skipped = gemm::multiply(Matrix::new(x, rows, self.d_in()), skip);
+            out.iter_mut().zip(&skipped).for_each(|(out, skipped)| *out += skipped);
+        }
+        Ok(out)
+    }
+
+    /// What the dictionary makes of `x`, `[n, d_in]`: everything, skip connection and undone normalisation included,
+    /// `[n, d_out]`.
     ///
     /// # Errors
     /// As [`Dictionary::encode`].
     pub fn reconstruct(&self, x: &[f32]) -> Result<Vec<f32>> {
-        self.decode(&self.encode(x)?)
+        self.reconstruct_codes(x, &self.encode(x)?)
+    }
+
+    /// What one unit of activation adds to the reconstruction of each row of `x`, as a factor of the decoder row, `[n]`;
+    /// `None` where that is one for all rows.
+    ///
+    /// # Errors
+    /// `Mismatch` when `x` is not made of whole rows.
+    pub fn output_scales(&self, x: &[f32]) -> Result<Option<Vec<f32>>> {
+        self.check_rows(x, self.d_in(), "d_in")?;
+        Ok(self.normalizer().and_then(|normalizer| normalizer.output_scales(x)))
     }
 
     /// Encoder directions of `features` as columns, row-major `[d_in, k]`.
@@ -181,32 +243,16 @@ impl Dictionary {
         Ok(&self.w_dec[feature as usize * self.d_out()..][..self.d_out()])
     }
 
-    /// Pre-activations of some features, `[n, k]`: `(x − b_dec) W_enc + b_enc`, for `x` `[n, d_in]`.
-    ///
-    /// # Errors
-    /// `Mismatch` when `x` is not made of whole rows; `Flag` when a feature is out of range.
-    pub fn pre_activations(&self, x: &[f32], features: &[u32]) -> Result<Vec<f32>> {
-        self.check_rows(x, self.d_in(), "d_in")?;
-        let columns = self.encoder_columns(features)?;
-        let centered = encoder::centered(x, self.center());
-        let rows = Matrix::new(&centered, x.len() / self.d_in().max(1), self.d_in());
-        let mut out = gemm::multiply(rows, Matrix::new(&columns, self.d_in(), features.len()));
-        for row in out.chunks_exact_mut(features.len().max(1)) {
-            for (value, &feature) in row.iter_mut().zip(features) {
-                *value += self.b_enc[feature as usize];
-            }
-        }
-        Ok(out)
-    }
-
     /// Activations of some features, `[n, k]`, zeros included. Costs `k` columns where the architecture decides
     /// feature by feature, and a whole encoding where features compete.
     ///
     /// # Errors
-    /// As [`Dictionary::pre_activations`].
+    /// `Mismatch` when `x` is not made of whole rows; `Flag` when a feature is out of range.
     pub fn feature_activations(&self, x: &[f32], features: &[u32]) -> Result<Vec<f32>> {
+        self.check_rows(x, self.d_in(), "d_in")?;
+        self.check_features(features)?;
+        let k = features.len();
         if !self.activation.is_per_feature() {
-            self.check_features(features)?;
             let codes = self.encode(x)?;
             let value = |row: usize, feature: &u32| {
                 let (active, values) = codes.row(row);
@@ -214,13 +260,24 @@ impl Dictionary {
             };
             return Ok((0..codes.rows()).flat_map(|row| features.iter().map(move |f| value(row, f))).collect());
         }
-        let mut out = self.pre_activations(x, features)?;
-        for row in out.chunks_exact_mut(features.len().max(1)) {
-            for (value, &feature) in row.iter_mut().zip(features) {
-                *value = self.activation.of_one(feature, *value);
-            }
-        }
-        Ok(out)
+        let columns = self.encoder_columns(features)?;
+        let bias: Vec<f32> = features.iter().map(|&f| self.b_enc[f as usize]).collect();
+        let encoder = encoder::Encoder {
+            weight: Matrix::new(&columns, self.d_in(), k),
+            center: self.center(),
+            bias: &bias,
+            activation: &self.activation.select(features),
+        };
+        Ok(encoder.encode(&self.normalized(x)).to_dense())
+    }
+
+    /// Rows as the encoder takes them.
+    fn normalized<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
+        self.normalizer().map_or(x.into(), |normalizer| normalizer.apply(x))
+    }
+
+    fn normalizer(&self) -> Option<normalize::Normalizer> {
+        normalize::Normalizer::of(&self.config)
     }
 
     /// What is subtracted from a row before the encoder.
@@ -253,6 +310,19 @@ impl Dictionary {
     }
 }
 
+fn check_size(name: &str, config: &DictionaryConfig, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    let DictionaryConfig { d_in, d_sae, d_out, .. } = config;
+    Err(Error::Mismatch {
+        what: "dictionary configuration and weights",
+        left: format!("d_in {d_in}, d_sae {d_sae}, d_out {d_out}: {expected} values of {name}"),
+        right: format!("{found} values"),
+        remedy: "the weights belong to another configuration".into(),
+    })
+}
+
 impl std::fmt::Display for Dictionary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.config.fmt(f)
@@ -264,87 +334,141 @@ pub(crate) mod tests {
     use super::*;
     use crate::ops::gemm::tests::{numbers, with_threads};
 
-    pub(crate) fn random(architecture: Architecture, d: usize, f: usize) -> Dictionary {
-        let activation = match architecture {
+    pub(crate) fn activation(architecture: Architecture, f: usize, w_dec: &[f32], d_out: usize) -> Activation {
+        let thresholds = || numbers(f, "threshold");
+        match architecture {
             Architecture::Relu => Activation::relu(),
             Architecture::TopK { k, rescale_acts_by_decoder_norm } => {
-                Activation::top_k(k, rescale_acts_by_decoder_norm.then(|| numbers(f * d, "w_dec")).as_deref(), d)
+                Activation::top_k(k, rescale_acts_by_decoder_norm.then_some(w_dec), d_out)
             }
-            Architecture::JumpRelu => Activation::jump_relu(numbers(f, "threshold").iter().map(|t| t.abs()).collect()),
-        };
-        let config = DictionaryConfig::new(architecture, d, f);
+            Architecture::AbsTopK { k, rescale_acts_by_decoder_norm } => {
+                Activation::abs_top_k(k, rescale_acts_by_decoder_norm.then_some(w_dec), d_out)
+            }
+            Architecture::JumpRelu => Activation::jump_relu(thresholds()),
+            Architecture::JumpIdentity => Activation::jump_identity(thresholds()),
+            Architecture::Gated => Activation::gated(numbers(f, "r_mag"), numbers(f, "b_mag")),
+            Architecture::GroupMax { k } => Activation::group_max(k, f),
+        }
+    }
+
+    pub(crate) fn random(architecture: Architecture, d: usize, f: usize) -> Dictionary {
         let (w_enc, w_dec) = (numbers(d * f, "w_enc"), numbers(f * d, "w_dec"));
+        let config = DictionaryConfig::new(architecture, d, f);
+        let activation = activation(architecture, f, &w_dec, d);
         Dictionary::new(config, w_enc, numbers(f, "b_enc"), w_dec, numbers(d, "b_dec"), activation).unwrap()
     }
 
-    /// The equations of the module documentation, one number at a time.
+    /// With a skip connection.
+    pub(crate) fn random_transcoder(architecture: Architecture, d: usize, f: usize, d_out: usize) -> Dictionary {
+        let (w_enc, w_dec) = (numbers(d * f, "w_enc"), numbers(f * d_out, "w_dec"));
+        let config = DictionaryConfig::transcoder(architecture, d, f, d_out);
+        let activation = activation(architecture, f, &w_dec, d_out);
+        let plain = Dictionary::new(config, w_enc, numbers(f, "b_enc"), w_dec, numbers(d_out, "b_dec"), activation);
+        plain.unwrap().with_skip(numbers(d_out * d, "w_skip")).unwrap()
+    }
+
+    /// The activation function of the module documentation, on the products of one row.
+    fn naive_activation(dictionary: &Dictionary, product: &[f32]) -> Vec<f32> {
+        let f = product.len();
+        let pre: Vec<f32> = product.iter().zip(&dictionary.b_enc).map(|(p, b)| p + b).collect();
+        let norms = normalize::row_norms(&dictionary.w_dec, dictionary.d_out());
+        let rescaled = |rescale: bool| -> Vec<f32> {
+            pre.iter().zip(&norms).map(|(p, n)| if rescale { p * n } else { *p }).collect()
+        };
+        let largest = |pre: Vec<f32>, k: usize, size: fn(f32) -> f32| -> Vec<f32> {
+            let mut sorted: Vec<f32> = pre.iter().map(|p| size(*p)).collect();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            pre.iter().map(|p| if size(*p) >= sorted[k - 1] { *p } else { 0.0 }).collect()
+        };
+        let relu = |z: Vec<f32>| z.into_iter().map(|z| z.max(0.0)).collect();
+        let passing =
+            |threshold: &[f32]| pre.iter().zip(threshold).map(|(p, t)| if p > t { *p } else { 0.0 }).collect();
+        match (&dictionary.activation, dictionary.config.architecture) {
+            (_, Architecture::Relu) => relu(pre),
+            (_, Architecture::TopK { k, rescale_acts_by_decoder_norm: rescale }) => {
+                relu(largest(rescaled(rescale), k, |p| p))
+            }
+            (_, Architecture::AbsTopK { k, rescale_acts_by_decoder_norm: rescale }) => {
+                largest(rescaled(rescale), k, f32::abs)
+            }
+            (Activation::JumpRelu(jump), _) => relu(passing(&jump.threshold)),
+            (Activation::JumpIdentity(jump), _) => passing(&jump.threshold),
+            (Activation::Gated(gated), _) => (0..f)
+                .map(|j| {
+                    let magnitude = gated.r_mag()[j].exp() * product[j] + gated.b_mag()[j];
+                    if pre[j] > 0.0 { magnitude.max(0.0) } else { 0.0 }
+                })
+                .collect(),
+            (_, Architecture::GroupMax { k }) => {
+                pre.chunks_exact(f / k).flat_map(|group| relu(largest(group.to_vec(), 1, |p| p))).collect()
+            }
+            _ => unreachable!(),
+        }
+    }
+
+    /// Dense codes and reconstructions by the equations of the module documentation, one number at a time.
     fn naive(dictionary: &Dictionary, x: &[f32]) -> (Vec<Vec<f32>>, Vec<f32>) {
-        let Dictionary { config, w_enc, b_enc, w_dec, b_dec, activation } = dictionary;
-        let (d, f) = (config.d_in, config.d_sae);
+        let Dictionary { config, w_enc, w_dec, b_dec, w_skip, .. } = dictionary;
+        let (d, f, d_out) = (config.d_in, config.d_sae, config.d_out);
+        let norms = normalize::row_norms(w_dec, d_out);
         let (mut codes, mut rows) = (Vec::new(), Vec::new());
         for x in x.chunks_exact(d) {
-            let pre = |j: usize| (0..d).map(|i| (x[i] - b_dec[i]) * w_enc[i * f + j]).sum::<f32>() + b_enc[j];
-            let norm = |j: usize| w_dec[j * d..][..d].iter().map(|w| w * w).sum::<f32>().sqrt();
-            let mut z: Vec<f32> = (0..f).map(pre).collect();
-            let mut scale = vec![1.0; f];
-            match (config.architecture, activation) {
-                (Architecture::Relu, _) => z.iter_mut().for_each(|z| *z = z.max(0.0)),
-                (_, Activation::JumpRelu(jump)) => {
-                    z.iter_mut().zip(&jump.threshold).for_each(|(z, t)| *z = if *z > *t { z.max(0.0) } else { 0.0 });
-                }
-                (Architecture::TopK { k, rescale_acts_by_decoder_norm }, _) => {
-                    if rescale_acts_by_decoder_norm {
-                        scale = (0..f).map(norm).collect();
-                    }
-                    z.iter_mut().zip(&scale).for_each(|(z, s)| *z *= s);
-                    let mut sorted = z.clone();
-                    sorted.sort_by(|a, b| b.total_cmp(a));
-                    for z in &mut z {
-                        *z = if *z >= sorted[k - 1] { z.max(0.0) } else { 0.0 };
-                    }
-                }
-                _ => unreachable!(),
-            }
-            rows.extend((0..d).map(|i| b_dec[i] + (0..f).map(|j| z[j] / scale[j] * w_dec[j * d + i]).sum::<f32>()));
+            let input = |i: usize| if config.apply_b_dec_to_input { x[i] - b_dec[i] } else { x[i] };
+            let product: Vec<f32> = (0..f).map(|j| (0..d).map(|i| input(i) * w_enc[i * f + j]).sum::<f32>()).collect();
+            let z = naive_activation(dictionary, &product);
+            let carried = config.architecture.activations_carry_decoder_norm();
+            let unit = |j: usize| if carried { z[j] / norms[j] } else { z[j] };
+            rows.extend((0..d_out).map(|i| {
+                let skip = w_skip.as_ref().map_or(0.0, |w| (0..d).map(|j| w[i * d + j] * x[j]).sum::<f32>());
+                b_dec[i] + (0..f).map(|j| unit(j) * w_dec[j * d_out + i]).sum::<f32>() + skip
+            }));
             codes.push(z);
         }
         (codes, rows)
     }
 
-    fn architectures() -> [Architecture; 4] {
-        [
-            Architecture::Relu,
-            Architecture::JumpRelu,
-            Architecture::TopK { k: 5, rescale_acts_by_decoder_norm: false },
-            Architecture::TopK { k: 5, rescale_acts_by_decoder_norm: true },
-        ]
+    /// Of every kind; `f` is a multiple of 5.
+    pub(crate) fn architectures() -> Vec<Architecture> {
+        let mut all = vec![Architecture::Relu, Architecture::JumpRelu, Architecture::JumpIdentity, Architecture::Gated];
+        for rescale_acts_by_decoder_norm in [false, true] {
+            all.push(Architecture::TopK { k: 5, rescale_acts_by_decoder_norm });
+            all.push(Architecture::AbsTopK { k: 5, rescale_acts_by_decoder_norm });
+        }
+        all.push(Architecture::GroupMax { k: 5 });
+        all
     }
 
     #[test]
-    fn encode_and_decode_equal_their_equations() {
+    fn encode_and_reconstruct_equal_their_equations() {
         for architecture in architectures() {
-            let dictionary = random(architecture, 19, 531);
-            let x = numbers(263 * 19, "x");
-            let codes = dictionary.encode(&x).unwrap();
-            let (dense, rows) = naive(&dictionary, &x);
-            assert_eq!(codes.rows(), 263);
-            for (i, expected) in dense.iter().enumerate() {
-                let (features, values) = codes.row(i);
-                assert!(features.is_sorted() && values.iter().all(|v| *v > 0.0));
-                let mut got = vec![0.0; 531];
-                features.iter().zip(values).for_each(|(f, v)| got[*f as usize] = *v);
-                assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{architecture:?} row {i}");
+            for dictionary in [random(architecture, 19, 540), random_transcoder(architecture, 19, 540, 7)] {
+                let x = numbers(263 * 19, "x");
+                let codes = dictionary.encode(&x).unwrap();
+                let (dense, rows) = naive(&dictionary, &x);
+                assert_eq!(codes.rows(), 263);
+                let signed = matches!(architecture, Architecture::AbsTopK { .. } | Architecture::JumpIdentity);
+                for (i, expected) in dense.iter().enumerate() {
+                    let (features, values) = codes.row(i);
+                    assert!(features.is_sorted() && values.iter().all(|v| *v != 0.0 && (signed || *v > 0.0)));
+                    let mut got = vec![0.0; 540];
+                    features.iter().zip(values).for_each(|(f, v)| got[*f as usize] = *v);
+                    assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{architecture:?} row {i}");
+                }
+                assert_eq!(signed, codes.values.iter().any(|v| *v < 0.0), "{architecture:?}");
+                let decoded = dictionary.reconstruct(&x).unwrap();
+                let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-3 * (1.0 + b.abs());
+                assert!(decoded.iter().zip(&rows).all(close) && decoded.len() == rows.len(), "{architecture:?}");
+                assert!(!codes.is_empty() && codes.len() < 263 * 540);
             }
-            let decoded = dictionary.reconstruct(&x).unwrap();
-            assert!(decoded.iter().zip(&rows).all(|(a, b)| (a - b).abs() < 1e-3 * (1.0 + b.abs())), "{architecture:?}");
-            assert!(!codes.is_empty() && codes.len() < 263 * 531);
         }
     }
 
     #[test]
     fn single_features_agree_with_the_whole_code() {
-        for architecture in architectures() {
-            let dictionary = random(architecture, 13, 70);
+        let kinds = [NormalizeActivations::None, NormalizeActivations::LayerNorm];
+        for (architecture, kind) in architectures().into_iter().flat_map(|a| kinds.map(|kind| (a, kind))) {
+            let mut dictionary = random(architecture, 13, 70);
+            dictionary.config.normalize_activations = kind;
             let x = numbers(9 * 13, "x");
             let codes = dictionary.encode(&x).unwrap();
             let features = [3, 69, 0, 41];
@@ -357,6 +481,62 @@ pub(crate) mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn normalised_dictionaries_encode_normalised_rows_and_undo_it() {
+        for kind in [NormalizeActivations::LayerNorm, NormalizeActivations::ConstantNormRescale] {
+            let plain = random(Architecture::Relu, 11, 40);
+            let mut normalised = plain.clone();
+            normalised.config.normalize_activations = kind;
+            let x: Vec<f32> = numbers(6 * 11, "x").iter().map(|x| x * 30.0 + 7.0).collect();
+            let rows = normalised.normalized(&x).into_owned();
+            assert_ne!(rows, x);
+            let codes = normalised.encode(&x).unwrap();
+            assert_eq!(codes, plain.encode(&rows).unwrap());
+            let (feature_part, whole) = (normalised.decode(&codes).unwrap(), normalised.reconstruct(&x).unwrap());
+            assert_eq!(feature_part, plain.decode(&codes).unwrap());
+            assert!(normalised.uses_rows_to_reconstruct() && !plain.uses_rows_to_reconstruct());
+            assert_ne!(feature_part, whole);
+            // One more unit of a feature moves the reconstruction by the row's scale times the decoder row.
+            let scales = normalised.output_scales(&x).unwrap().unwrap();
+            let mut more = codes.clone();
+            more.values[0] += 1.0;
+            let moved = normalised.reconstruct_codes(&x, &more).unwrap();
+            let step = normalised.decoder_row(codes.features[0]).unwrap();
+            for i in 0..11 {
+                let expected = scales[0] * step[i];
+                assert!((moved[i] - whole[i] - expected).abs() < 1e-3 * (1.0 + expected.abs()), "{kind:?}");
+            }
+            assert!(plain.output_scales(&x).unwrap().is_none());
+            assert!(normalised.reconstruct_codes(&x[11..], &codes).is_err());
+        }
+    }
+
+    #[test]
+    fn centring_ignores_what_is_added_to_a_whole_row() {
+        let mut dictionary = random(Architecture::Relu, 8, 30);
+        let x = numbers(8, "x");
+        let shifted: Vec<f32> = x.iter().map(|x| x + 2.0).collect();
+        assert_ne!(dictionary.encode(&x).unwrap(), dictionary.encode(&shifted).unwrap());
+        dictionary.config.center_input = true;
+        let (a, b) = (dictionary.encode(&x).unwrap().to_dense(), dictionary.encode(&shifted).unwrap().to_dense());
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5));
+        let (a, b) = (dictionary.reconstruct(&x).unwrap(), dictionary.reconstruct(&shifted).unwrap());
+        assert!(a.iter().zip(&b).all(|(a, b)| (b - a - 2.0).abs() < 1e-5));
+    }
+
+    #[test]
+    fn the_two_jumprelus_differ_at_negative_thresholds() {
+        let threshold = vec![-0.5, -0.5, 0.5, 0.5];
+        let of = |activation: Activation, architecture: Architecture| {
+            let config = DictionaryConfig::new(architecture, 4, 4);
+            let eye: Vec<f32> = (0..16).map(|i| if i % 5 == 0 { 1.0 } else { 0.0 }).collect();
+            let dictionary = Dictionary::new(config, eye.clone(), vec![0.0; 4], eye, vec![0.0; 4], activation).unwrap();
+            dictionary.encode(&[-0.25, 0.25, 0.25, 0.5]).unwrap().to_dense()
+        };
+        assert_eq!(of(Activation::jump_relu(threshold.clone()), Architecture::JumpRelu), [0.0, 0.25, 0.0, 0.0]);
+        assert_eq!(of(Activation::jump_identity(threshold), Architecture::JumpIdentity), [-0.25, 0.25, 0.0, 0.0]);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! with `b_enc` and thresholds unchanged. Activations stay the same numbers, except where they carry the decoder norm.
 
 use super::Dictionary;
+use super::config::NormalizeActivations;
+use super::normalize::row_norms;
 use crate::base::{Error, Result};
 use crate::ops::squared_norm;
 
@@ -48,31 +50,117 @@ impl ScaleEstimate {
     }
 }
 
-/// Turns a dictionary of rows `scale · x` into one of rows `x`.
+/// Turns a dictionary of rows `scale · x` into one of rows `x`; what was `expected_average_only_in` is then `none`.
+///
+/// A gated dictionary needs no more than the others: gate and magnitude share the product, and its biases stay. A skip
+/// connection takes rows in and gives rows out of the same scale, so it stays too. A dictionary that normalises each
+/// row by itself gives the same for both kinds of rows and is left as it is.
 pub fn fold(dictionary: &mut Dictionary, scale: f32) {
+    match dictionary.config.normalize_activations {
+        NormalizeActivations::LayerNorm | NormalizeActivations::ConstantNormRescale => return,
+        NormalizeActivations::None | NormalizeActivations::ExpectedAverageOnlyIn => {}
+    }
     dictionary.w_enc.iter_mut().for_each(|w| *w *= scale);
     dictionary.w_dec.iter_mut().chain(&mut dictionary.b_dec).for_each(|w| *w /= scale);
     dictionary.activation.decoder_changed(&dictionary.w_dec, dictionary.config.d_out);
+    dictionary.config.normalize_activations = NormalizeActivations::None;
+}
+
+/// Gives every decoder row the norm 1 and multiplies its feature's pre-activation by the former norm (SAELens'
+/// `fold_W_dec_norm`), which leaves reconstructions as they are and makes activations comparable between features.
+/// Norms below 1e-8 count as 1e-8.
+///
+/// # Errors
+/// `Unsupported` where features compete by activations without norms, so that other ones would win.
+pub fn fold_w_dec_norm(dictionary: &mut Dictionary) -> Result<()> {
+    let d_out = dictionary.config.d_out.max(1);
+    let norms: Vec<f32> = row_norms(&dictionary.w_dec, d_out).into_iter().map(|norm| norm.max(1e-8)).collect();
+    if !dictionary.activation.scale_features(&norms) {
+        return Err(Error::Unsupported {
+            what: format!("folding decoder norms into {dictionary}"),
+            why: format!(
+                "its features compete by activations that do not carry the norm ({}), so others would win",
+                dictionary.config.architecture.name()
+            ),
+            remedy: "use it as it is".into(),
+        });
+    }
+    for row in dictionary.w_enc.chunks_exact_mut(norms.len().max(1)) {
+        row.iter_mut().zip(&norms).for_each(|(w, norm)| *w *= norm);
+    }
+    dictionary.b_enc.iter_mut().zip(&norms).for_each(|(b, norm)| *b *= norm);
+    for (row, norm) in dictionary.w_dec.chunks_exact_mut(d_out).zip(&norms) {
+        for w in row {
+            *w /= norm;
+        }
+    }
+    dictionary.activation.decoder_changed(&dictionary.w_dec, dictionary.config.d_out);
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::dictionary::Architecture;
-    use crate::dictionary::tests::random;
+    use crate::dictionary::tests::{architectures, random, random_transcoder};
     use crate::ops::gemm::tests::numbers;
 
     #[test]
     fn folding_moves_the_scale_into_the_weights() {
-        let scaled = random(Architecture::JumpRelu, 8, 20);
-        let mut folded = scaled.clone();
-        fold(&mut folded, 4.0);
-        let x = numbers(5 * 8, "x");
-        let x_scaled: Vec<f32> = x.iter().map(|x| x * 4.0).collect();
-        assert_eq!(folded.encode(&x).unwrap(), scaled.encode(&x_scaled).unwrap());
-        let (raw, large) = (folded.reconstruct(&x).unwrap(), scaled.reconstruct(&x_scaled).unwrap());
-        assert!(raw.iter().zip(&large).all(|(raw, large)| (raw * 4.0 - large).abs() < 1e-5));
-        assert!(folded != scaled);
+        for architecture in architectures() {
+            for scaled in [random(architecture, 8, 20), random_transcoder(architecture, 8, 20, 5)] {
+                let mut folded = scaled.clone();
+                fold(&mut folded, 4.0);
+                let x = numbers(5 * 8, "x");
+                let x_scaled: Vec<f32> = x.iter().map(|x| x * 4.0).collect();
+                let (raw, large) = (folded.encode(&x).unwrap(), scaled.encode(&x_scaled).unwrap());
+                assert_eq!(raw.features, large.features, "{architecture:?}");
+                // Activations that carry the decoder norm shrink with it.
+                let carried = if architecture.activations_carry_decoder_norm() { 4.0 } else { 1.0 };
+                let close = |(a, b): (&f32, &f32)| (a * carried - b).abs() < 1e-5 * (1.0 + b.abs());
+                assert!(raw.values.iter().zip(&large.values).all(close) && !raw.is_empty(), "{architecture:?}");
+                let (raw, large) = (folded.reconstruct(&x).unwrap(), scaled.reconstruct(&x_scaled).unwrap());
+                assert!(raw.iter().zip(&large).all(|(raw, large)| (raw * 4.0 - large).abs() < 1e-4));
+                assert!(folded != scaled);
+            }
+        }
+    }
+
+    #[test]
+    fn folding_decoder_norms_keeps_reconstructions_and_multiplies_activations() {
+        for architecture in architectures() {
+            let before = random(architecture, 8, 20);
+            let mut after = before.clone();
+            let x = numbers(5 * 8, "x");
+            let Ok(()) = fold_w_dec_norm(&mut after) else {
+                assert!(!before.activation.is_per_feature() && !architecture.activations_carry_decoder_norm());
+                assert_eq!(before, after);
+                continue;
+            };
+            assert!(row_norms(&after.w_dec, 8).iter().all(|norm| (norm - 1.0).abs() < 1e-6));
+            let (old, new) = (before.reconstruct(&x).unwrap(), after.reconstruct(&x).unwrap());
+            assert!(old.iter().zip(&new).all(|(a, b)| (a - b).abs() < 1e-4), "{architecture:?}");
+            let (old, new) = (before.encode(&x).unwrap(), after.encode(&x).unwrap());
+            assert_eq!(old.features, new.features);
+            let norms = row_norms(&before.w_dec, 8);
+            for ((feature, old), new) in old.features.iter().zip(&old.values).zip(&new.values) {
+                let norm = if architecture.activations_carry_decoder_norm() { 1.0 } else { norms[*feature as usize] };
+                assert!((old * norm - new).abs() < 1e-4, "{architecture:?}");
+            }
+        }
+        assert!(fold_w_dec_norm(&mut random(Architecture::GroupMax { k: 4 }, 8, 20)).is_err());
+    }
+
+    #[test]
+    fn a_dictionary_that_normalises_rows_is_left_as_it_is() {
+        let mut dictionary = random(Architecture::Relu, 8, 20);
+        dictionary.config.normalize_activations = NormalizeActivations::LayerNorm;
+        let before = dictionary.clone();
+        fold(&mut dictionary, 4.0);
+        assert_eq!(before, dictionary);
+        dictionary.config.normalize_activations = NormalizeActivations::ExpectedAverageOnlyIn;
+        fold(&mut dictionary, 4.0);
+        assert_eq!(dictionary.config.normalize_activations, NormalizeActivations::None);
     }
 
     #[test]

@@ -14,8 +14,9 @@ use serde::Serialize;
 pub use language::{LanguageSettings, LanguageSums};
 pub use metrics::{CoreMetrics, definitions};
 
+use super::placement::{Placement, check_in_place};
 use super::sequences::{SequenceBatch, SequenceSource, batches, check_width, select_rows};
-use super::{Placement, stop_if_cancelled};
+use super::stop_if_cancelled;
 use crate::base::progress::Unit;
 use crate::base::{Error, Progress, Result};
 use crate::dictionary::metrics::Metrics;
@@ -97,6 +98,7 @@ pub fn evaluate(
     progress: &dyn Progress,
 ) -> Result<Evaluation> {
     check_width(source, dictionary)?;
+    check_in_place(dictionary, "evaluation compares what comes out with what went in")?;
     let placement = model.map(|model| Placement::of(dictionary, model.config())).transpose()?;
     let reconstruction = Reconstruction::measure(dictionary, source, settings.max_sequences, progress)?;
     let language = match (model, placement) {
@@ -146,7 +148,7 @@ impl Reconstruction {
             stop_if_cancelled(progress)?;
             source.read(range, true, &mut batch)?;
             let codes = dictionary.encode(&batch.rows)?;
-            let reconstructed = dictionary.decode(&codes)?;
+            let reconstructed = dictionary.reconstruct_codes(&batch.rows, &codes)?;
             all.add(&batch.rows, &reconstructed, &codes)?;
             let places = batch.kept_places();
             let rows = select_rows(&batch.rows, source.width(), &places);

@@ -41,14 +41,14 @@ pub struct LogitEffects {
 /// residual stream. Memory: one tile of products, and `2 n` tokens a feature.
 ///
 /// # Errors
-/// As [`Placement::of`]; `Interrupted` when the user stopped the work.
+/// As [`Placement::of_output`]; `Interrupted` when the user stopped the work.
 pub fn logit_effects(
     dictionary: &Dictionary,
     model: &Model,
     n: usize,
     progress: &dyn Progress,
 ) -> Result<Option<Vec<LogitEffects>>> {
-    let placement = Placement::of(dictionary, model.config())?;
+    let placement = Placement::of_output(dictionary, model.config())?;
     if !placement.writes_to_residual_stream() {
         return Ok(None);
     }
