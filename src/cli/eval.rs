@@ -10,7 +10,7 @@ use crate::analysis::eval::{EvalSettings, Evaluation, definitions, evaluate};
 use crate::analysis::{CacheSequences, LiveSequences, Placement, sequences::Part};
 use crate::base::{DtypeChoice, Error, Result};
 use crate::data::{BosPolicy, Corpus, PackSettings, Packer, locate_data};
-use crate::dictionary::{Dictionary, io};
+use crate::dictionary::Dictionary;
 use crate::store::CacheReader;
 use crate::store::FilterReport;
 use crate::store::shuffle::Split;
@@ -71,7 +71,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     if args.model_sequences == 0 {
         return Err(Error::flag("--model-sequences", "1 or more", 0, "leave out --model to skip the model's loss"));
     }
-    let dictionaries = args.sae.iter().map(|dir| io::read(dir)).collect::<Result<Vec<_>>>()?;
+    let dictionaries = args.sae.iter().map(|path| open::dictionary(path, ui)).collect::<Result<Vec<_>>>()?;
     let reports = match &args.cache {
         Some(cache) => on_cache(&args, cache, &dictionaries, common, ui)?,
         None => on_text(&args, &dictionaries, common, ui)?,

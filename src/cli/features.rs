@@ -12,7 +12,7 @@ use crate::analysis::feature::record::{FeatureRecord, IndexFile};
 use crate::analysis::feature::stats::{Summary, Window};
 use crate::base::{Artifact, DtypeChoice, Error, Result, RunRecord};
 use crate::data::Tokenizer;
-use crate::dictionary::{Dictionary, io};
+use crate::dictionary::Dictionary;
 use crate::model::Model;
 
 use super::feature_page;
@@ -164,7 +164,7 @@ fn from_cache(args: &Args, sae: &Path, cache: &Path, common: &Common, ui: &Ui) -
 }
 
 fn open_sources(args: &Args, sae: &Path, cache: &Path, common: &Common, ui: &Ui) -> Result<Sources> {
-    let dictionary = io::read(sae)?;
+    let dictionary = open::dictionary(sae, ui)?;
     if let Some(&beyond) = args.feature.iter().find(|&&f| f as usize >= dictionary.d_sae()) {
         return Err(Error::flag(
             "--feature",

@@ -9,6 +9,7 @@ use crate::data::hub::{ModelFiles, locate_model};
 use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
 use crate::demo::built_in;
 use crate::dictionary::Dictionary;
+use crate::interop::{self, Format};
 use crate::model::{HookPlan, Model, ModelConfig, family, weights};
 use crate::ops::bf16::Kernel;
 use crate::store::CacheReader;
@@ -95,6 +96,18 @@ fn check_length(tokens: &[u32], config: &ModelConfig) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Opens a dictionary of any known format, and says which one it is and what its files leave open.
+pub(crate) fn dictionary(path: &Path, ui: &Ui) -> Result<Dictionary> {
+    let interop::Opened { dictionary, format, notes, .. } = interop::open(path)?;
+    if format != Format::SaeLens {
+        ui.say(format!("{}: a dictionary in {}'s format", path.display(), format.title()));
+    }
+    for note in notes {
+        ui.say(format!("{}: {note}", path.display()));
+    }
+    Ok(dictionary)
 }
 
 /// Opens a cache and checks that its contents are what was written: every command that takes one reads all of it.

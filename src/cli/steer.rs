@@ -9,7 +9,7 @@ use crate::analysis::steer::{ProbabilityChange, SteerPositions, SteerResult};
 use crate::analysis::{FeatureEdit, FeatureOp, SteerSettings, steer};
 use crate::base::{DtypeChoice, Error, Result};
 use crate::data::{BosPolicy, Tokenizer};
-use crate::dictionary::{Dictionary, io};
+use crate::dictionary::Dictionary;
 use crate::model::generate::GenerateSettings;
 
 use super::open::{self, Opened};
@@ -156,7 +156,7 @@ struct Change {
 
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let edits = args.edits()?;
-    let dictionary = Arc::new(io::read(&args.sae)?);
+    let dictionary = Arc::new(open::dictionary(&args.sae, ui)?);
     let opened = open::open(&args.model, args.dtype, common.device, ui)?;
     let settings = args.settings(&opened, &dictionary)?;
     let bos = if args.no_bos { BosPolicy::Never } else { BosPolicy::Prepend };

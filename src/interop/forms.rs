@@ -36,7 +36,9 @@ pub(super) fn fold_competing_norms(dictionary: &mut Dictionary) {
         row.iter_mut().zip(&norms).for_each(|(w, norm)| *w = (f64::from(*w) * norm) as f32);
     }
     for (row, norm) in dictionary.w_dec.chunks_exact_mut(d_out).zip(&norms).filter(|(_, norm)| **norm > 0.0) {
-        row.iter_mut().for_each(|w| *w = (f64::from(*w) / norm) as f32);
+        for w in row {
+            *w = (f64::from(*w) / norm) as f32;
+        }
     }
     dictionary.config.architecture = Architecture::TopK { k, rescale_acts_by_decoder_norm: false };
     dictionary.activation = Activation::top_k(k, None, d_out);

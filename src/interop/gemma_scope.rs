@@ -33,8 +33,12 @@ pub(super) fn read(path: &Path, notes: &mut Vec<String>) -> Result<Dictionary> {
     if config.metadata.hook_name.as_deref() == Some("hook_embed") {
         // Trained on embeddings before Gemma multiplies them by √d_model, and hooks are behind that.
         let scale = (d_in as f32).sqrt();
-        w_enc.iter_mut().for_each(|w| *w /= scale);
-        w_dec.iter_mut().for_each(|w| *w *= scale);
+        for w in &mut w_enc {
+            *w /= scale;
+        }
+        for w in &mut w_dec {
+            *w *= scale;
+        }
     }
     Dictionary::new(config, w_enc, b_enc, w_dec, b_dec, Activation::jump_relu(threshold))
 }
@@ -75,6 +79,9 @@ fn describe(config: &mut DictionaryConfig, path: &Path, notes: &mut Vec<String>)
             place::set_hook(&mut config.metadata, format!("blocks.{layer}.ln2.hook_normalized"));
             place::set_output(config, &format!("blocks.{layer}.hook_mlp_out"));
         }
-        _ => notes.push(format!("'{name}' and its folders name no layer and site of Gemma Scope: the hook is not known")),
+        _ => {
+            notes
+                .push(format!("'{name}' and its folders name no layer and site of Gemma Scope: the hook is not known"));
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Llama Scope (He et al. 2024) and what OpenMOSS published after it.
+//! Llama Scope (He et al. 2024) and the sets that followed it in its makers' later format.
 //!
 //! `hyperparams.json` and `checkpoints/final.safetensors`; the R1-distill sets have `config.json` and
 //! `sae_weights.safetensors`. Tensors are those of two Linear layers, `encoder.weight` `[f, d]` and `decoder.weight`
@@ -97,17 +97,19 @@ pub(super) fn read(config: &Path, weights: &Path) -> Result<Dictionary> {
     let b_enc = file.take("encoder.bias", &[d_sae])?;
     let mut w_dec = file.take_transposed("decoder.weight", [d, d_sae])?;
     let mut b_dec = if settings.decoder_bias { file.take("decoder.bias", &[d])? } else { vec![0.0; d] };
-    let logs = match file.contains("log_jumprelu_threshold") {
-        true => Some(file.take("log_jumprelu_threshold", &[d_sae])?),
-        false => None,
-    };
+    let logs = file.contains("log_jumprelu_threshold").then(|| file.take("log_jumprelu_threshold", &[d_sae]));
+    let logs = logs.transpose()?;
     let scales = settings.scales(&mut file, config)?;
     file.finish()?;
     let norms: Vec<f64> = w_dec.chunks_exact(d).map(|row| f64::from(squared_norm(row)).sqrt()).collect();
     let activation = settings.activation(logs, &norms, scales, &w_dec, config)?;
     let [scale_in, scale_out] = scales;
-    w_enc.iter_mut().for_each(|w| *w = (f64::from(*w) * scale_in) as f32);
-    w_dec.iter_mut().chain(&mut b_dec).for_each(|w| *w = (f64::from(*w) / scale_out) as f32);
+    for w in &mut w_enc {
+        *w = (f64::from(*w) * scale_in) as f32;
+    }
+    for w in w_dec.iter_mut().chain(&mut b_dec) {
+        *w = (f64::from(*w) / scale_out) as f32;
+    }
     let architecture = match activation {
         Activation::TopK(_) => Architecture::TopK {
             k: settings.top_k.unwrap_or_default(),
@@ -213,7 +215,7 @@ impl Settings {
                 Ok(Activation::jump_relu(thresholds.collect()))
             }
             // Dictionaries that were trained with TopK get a threshold for inference, and use it from then on.
-            ("jumprelu", None) | ("topk", None) if self.function == "jumprelu" || self.threshold > 0.0 => {
+            ("jumprelu" | "topk", None) if self.function == "jumprelu" || self.threshold > 0.0 => {
                 let threshold = self.threshold * if self.with_norms { scale_out } else { scale_in };
                 Ok(Activation::jump_relu(norms.iter().map(|norm| of_norm(threshold, *norm)).collect()))
             }

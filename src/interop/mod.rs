@@ -22,8 +22,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::base::rng::Permutation;
 use crate::base::{Error, Result};
 use crate::dictionary::{Dictionary, io};
+use crate::model::HookPoint;
 
 mod circuit_tracer;
 mod dictionary_learning;
@@ -49,7 +51,7 @@ pub enum Format {
     /// SAELens' directory, of version 6 or flat.
     #[serde(rename = "saelens")]
     SaeLens,
-    /// dictionary_learning.
+    /// `dictionary_learning`.
     DictionaryLearning,
     /// EleutherAI's sparsify.
     Sparsify,
@@ -57,7 +59,7 @@ pub enum Format {
     GemmaScope,
     /// Gemma Scope 2.
     GemmaScope2,
-    /// OpenMOSS' Llama Scope and R1-distill sets.
+    /// Llama Scope and its R1-distill sets.
     LlamaScope,
     /// Qwen Scope.
     QwenScope,
@@ -146,8 +148,8 @@ pub struct Opened {
     pub dictionary: Dictionary,
     /// The format that was recognised.
     pub format: Format,
-    /// The directory or file that was read.
-    pub path: PathBuf,
+    /// The file of its weights.
+    pub weights: PathBuf,
     /// What a reader should know: what the files leave open, and what was done about it. Sentences.
     pub notes: Vec<String>,
 }
@@ -170,7 +172,53 @@ pub fn open_with(path: &Path, hints: &Hints) -> Result<Opened> {
     let mut notes = Vec::new();
     let dictionary = found.read(hints, &mut notes)?;
     notes.extend(dictionary.config.notes());
-    Ok(Opened { dictionary, format: found.format, path: found.path, notes })
+    Ok(Opened { dictionary, format: found.format, weights: found.weights(), notes })
+}
+
+/// Says which hook a dictionary is of: a hook point, or a module of Hugging Face's, as its output or with `.input`.
+///
+/// # Errors
+/// `Unknown` when `hook` is neither.
+pub fn set_hook(dictionary: &mut Dictionary, hook: &str) -> Result<()> {
+    match hook.parse::<HookPoint>() {
+        Err(error) if !place::is_module(hook) => return Err(error),
+        _ => place::set_module(&mut dictionary.config.metadata, hook),
+    }
+    Ok(())
+}
+
+/// How far apart two dictionaries of the same widths are as functions: the norm of the difference of their
+/// reconstructions over the norm of the first one's, on rows near which they have something to do.
+///
+/// # Errors
+/// `Mismatch` when their widths differ.
+pub fn distance(a: &Dictionary, b: &Dictionary) -> Result<f64> {
+    let x = probe(a);
+    let (ours, theirs) = (a.reconstruct(&x)?, b.reconstruct(&x)?);
+    let square = |x: f32| f64::from(x).powi(2);
+    let apart: f64 = ours.iter().zip(&theirs).map(|(a, b)| square(a - b)).sum();
+    let whole: f64 = ours.iter().map(|a| square(*a)).sum();
+    Ok(if whole > 0.0 { (apart / whole).sqrt() } else { apart.sqrt() })
+}
+
+/// Rows in the directions of a few encoder columns each, long enough to pass the features' own thresholds.
+fn probe(dictionary: &Dictionary) -> Vec<f32> {
+    const ROWS: u64 = 32;
+    const FEATURES: u64 = 8;
+    let (d, f) = (dictionary.d_in(), dictionary.d_sae());
+    let order = Permutation::new(f as u64, 0, "features of the probe");
+    let mut x = vec![0.0; ROWS as usize * d];
+    for (row, x) in x.chunks_exact_mut(d).enumerate() {
+        for n in 0..FEATURES.min(f as u64) {
+            let feature = order.at((row as u64 * FEATURES + n) % f as u64) as usize;
+            let column = || dictionary.w_enc.iter().skip(feature).step_by(f);
+            let squared: f32 = column().map(|w| w * w).sum();
+            let offset = dictionary.b_enc.get(feature).map_or(0.0, |b| b.abs()) + 1.0;
+            let scale = (1.0 + n as f32) * offset / squared.max(1e-6);
+            x.iter_mut().zip(column()).for_each(|(x, w)| *x += scale * w);
+        }
+    }
+    x
 }
 
 /// Writes `dictionary` in `format` into the existing directory `dir`.

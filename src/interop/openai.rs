@@ -45,7 +45,9 @@ pub(super) fn read(
     let b_enc = file.take("latent_bias", &[d_sae])?;
     let w_dec = file.take_transposed("decoder.weight", [d, d_sae])?;
     let b_dec = file.take("pre_bias", &[d])?;
-    COUNTERS.iter().for_each(|counter| file.ignore(counter));
+    for counter in COUNTERS {
+        file.ignore(counter);
+    }
     file.finish()?;
     let mut config = DictionaryConfig::new(architecture, d, d_sae);
     let activation = match architecture {
@@ -57,7 +59,9 @@ pub(super) fn read(
     };
     let parts = place::parts(&path);
     let location = parts.iter().rev().find_map(|part| {
-        LOCATIONS.iter().find(|(name, _)| part.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('_')))
+        LOCATIONS
+            .iter()
+            .find(|(name, _)| part.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('_')))
     });
     let layer = parts.last().and_then(|name| name.split('.').next()?.parse::<usize>().ok());
     match (location, layer) {
@@ -92,9 +96,7 @@ fn architecture(name: &str, settings: Option<Item<'_>>, d_sae: usize, file: &Ten
             }
             let k = entries.remove("k").and_then(Item::int).and_then(|k| usize::try_from(k).ok());
             match k {
-                Some(k) if (1..=d_sae).contains(&k) => {
-                    Architecture::TopK { k, rescale_acts_by_decoder_norm: false }
-                }
+                Some(k) if (1..=d_sae).contains(&k) => Architecture::TopK { k, rescale_acts_by_decoder_norm: false },
                 _ => return Err(damaged(file.path(), &format!("k from 1 to {d_sae}"), format!("{k:?}"))),
             }
         }

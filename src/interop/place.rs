@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::dictionary::{DictionaryConfig, Metadata};
+use crate::model::HookPoint;
 
 /// The parts of a path that name things, from the root on. A hub cache spells `org/name` as `models--org--name`.
 pub(super) fn parts(path: &Path) -> Vec<String> {
@@ -39,13 +40,11 @@ pub(super) fn set_output(config: &mut DictionaryConfig, hook: &str) {
 /// A Hugging Face module as a hook: the block's own output has a name that is the same in every model, everything else
 /// depends on the model and stays a module.
 pub(super) fn set_module(metadata: &mut Metadata, module: &str) {
-    match module.parse::<crate::model::HookPoint>() {
-        Ok(point) => set_hook(metadata, point.to_string()),
-        Err(_) => {
-            metadata.model_class_name = Some("AutoModelForCausalLM".into());
-            metadata.hook_name = Some(module.into());
-        }
+    if let Ok(point) = module.parse::<HookPoint>() {
+        return set_hook(metadata, point.to_string());
     }
+    metadata.model_class_name = Some("AutoModelForCausalLM".into());
+    metadata.hook_name = Some(module.into());
 }
 
 /// Whether a folder's name is that of a module: `layers.10.mlp`, `h.3`, `embed_tokens`.

@@ -27,14 +27,14 @@ pub(super) fn read(mut file: Tensors, k: Option<usize>, notes: &mut Vec<String>)
     let w_dec = file.take_transposed("W_dec", [d, d_sae])?;
     let b_dec = file.take("b_dec", &[d])?;
     file.finish()?;
-    let mut config =
-        DictionaryConfig::new(Architecture::TopK { k, rescale_acts_by_decoder_norm: false }, d, d_sae);
+    let mut config = DictionaryConfig::new(Architecture::TopK { k, rescale_acts_by_decoder_norm: false }, d, d_sae);
     config.apply_b_dec_to_input = false;
     let metadata = &mut config.metadata;
     metadata.prepend_bos = Some(true);
     metadata.context_size = Some(1024);
     metadata.model_name = release.and_then(|(name, _)| Some(format!("Qwen/{}", name.rsplit_once("-W")?.0)));
-    let layer = parts.last().and_then(|name| name.strip_prefix("layer")?.strip_suffix(".sae.pt")?.parse::<usize>().ok());
+    let layer =
+        parts.last().and_then(|name| name.strip_prefix("layer")?.strip_suffix(".sae.pt")?.parse::<usize>().ok());
     match layer {
         Some(layer) => place::set_hook(metadata, format!("blocks.{layer}.hook_resid_post")),
         None => notes.push("its file is not called layer{n}.sae.pt, so its hook is not known".into()),

@@ -26,6 +26,16 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// The file of the weights.
+    pub(super) fn weights(&self) -> PathBuf {
+        match self.format {
+            Format::SaeLens => self.path.join(io::WEIGHTS_FILE),
+            Format::Sparsify => self.path.join(sparsify::FILE),
+            Format::LlamaScope => llama_files(&self.path).map_or_else(|| self.path.clone(), |(_, weights)| weights),
+            _ => self.path.clone(),
+        }
+    }
+
     /// Reads the dictionary.
     pub(super) fn read(&self, hints: &Hints, notes: &mut Vec<String>) -> Result<Dictionary> {
         let path = &self.path;
@@ -120,8 +130,7 @@ fn below(dir: &Path) -> Result<Found> {
     let is = |path: &Path, names: &[&str]| {
         path.is_file() && path.extension().is_some_and(|e| names.iter().any(|name| e.eq_ignore_ascii_case(name)))
     };
-    let weights: Vec<&PathBuf> =
-        entries.iter().filter(|path| is(path, &["pt", "pth", "npz", "safetensors"])).collect();
+    let weights: Vec<&PathBuf> = entries.iter().filter(|path| is(path, &["pt", "pth", "npz", "safetensors"])).collect();
     let folders: Vec<&PathBuf> = entries
         .iter()
         .filter(|path| path.join(sparsify::FILE).is_file() || path.join(io::WEIGHTS_FILE).is_file())
@@ -137,10 +146,9 @@ fn below(dir: &Path) -> Result<Found> {
             let all: Vec<&PathBuf> = entries.iter().collect();
             Err(nothing(dir, &format!("it holds {}", names(&all))))
         }
-        (weights, folders) => Err(nothing(
-            dir,
-            &format!("it holds several: {}; name one of them", names(&[weights, folders].concat())),
-        )),
+        (weights, folders) => {
+            Err(nothing(dir, &format!("it holds several: {}; name one of them", names(&[weights, folders].concat()))))
+        }
     }
 }
 
@@ -158,7 +166,9 @@ fn file(path: &Path) -> Result<Found> {
     if name == io::WEIGHTS_FILE || name == sparsify::FILE || name == io::CONFIG_FILE {
         return directory(if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
     }
-    if dir.ends_with("checkpoints") && dir.parent().is_some_and(|above| above.join(llama_scope::HYPERPARAMETERS).is_file()) {
+    if dir.ends_with("checkpoints")
+        && dir.parent().is_some_and(|above| above.join(llama_scope::HYPERPARAMETERS).is_file())
+    {
         return Ok(Found { format: Format::LlamaScope, path: dir.parent().unwrap_or(dir).into() });
     }
     let format = if is_zip(path)? { archive(path)? } else { safetensors(path)? };
@@ -178,7 +188,7 @@ fn archive(path: &Path) -> Result<Format> {
     let map = MappedBytes::open(path)?;
     if let Ok(members) = crate::base::zip::members(&map)
         && !members.is_empty()
-        && members.keys().all(|name| name.ends_with(".npy"))
+        && members.keys().all(|name| name.strip_suffix(".npy").is_some())
     {
         return Ok(Format::GemmaScope);
     }

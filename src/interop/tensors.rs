@@ -254,7 +254,11 @@ impl Tensors {
             }
         };
         if expected != Some(bytes.len() as u64) {
-            return Err(self.wrong(name, &format!("{:?} of {}", header.shape, header.kind), format!("{} bytes", bytes.len())));
+            return Err(self.wrong(
+                name,
+                &format!("{:?} of {}", header.shape, header.kind),
+                format!("{} bytes", bytes.len()),
+            ));
         }
         Ok(bytes)
     }

@@ -88,7 +88,9 @@ fn pickle(tensors: &[Tensor<'_>]) -> Vec<u8> {
         text(&mut out, "cpu");
         integer(&mut out, numbers.len());
         out.extend(b"tQK\x00(");
-        shape.iter().for_each(|&d| integer(&mut out, d));
+        for &d in shape {
+            integer(&mut out, d);
+        }
         out.extend(b"t(");
         for axis in 0..shape.len() {
             integer(&mut out, shape.iter().skip(axis + 1).product());
@@ -213,7 +215,9 @@ fn wide_fields(fields: &[u64], needed: bool) -> Vec<u8> {
     if needed {
         out.extend(1u16.to_le_bytes());
         out.extend((fields.len() as u16 * 8).to_le_bytes());
-        fields.iter().for_each(|field| out.extend(field.to_le_bytes()));
+        for field in fields {
+            out.extend(field.to_le_bytes());
+        }
     }
     out
 }

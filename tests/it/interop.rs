@@ -107,8 +107,18 @@ fn what_is_written_in_another_format_reads_back_as_the_same_function() {
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    let reasons = ["topk and groupmax", "no transcoders", "no class of it", "normalised", "resid_post",
-                        "names a dictionary's folder", "module", "groupmax", "ReLU", "no architecture"];
+                    let reasons = [
+                        "topk and groupmax",
+                        "no transcoders",
+                        "no class of it",
+                        "normalised",
+                        "resid_post",
+                        "names a dictionary's folder",
+                        "module",
+                        "groupmax",
+                        "ReLU",
+                        "no architecture",
+                    ];
                     assert!(error.contains("remedy") && reasons.iter().any(|reason| error.contains(reason)), "{error}");
                 }
             }

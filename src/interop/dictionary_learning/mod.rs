@@ -1,4 +1,4 @@
-//! dictionary_learning (Marks et al.): `ae.pt`, the state dict of one of its classes, and `config.json` with the
+//! `dictionary_learning` (Marks et al.): `ae.pt`, the state dict of one of its classes, and `config.json` with the
 //! settings of the trainer and of the buffer. Classes and their equations: its `dictionary.py` and `trainers/*.py`.
 //!
 //! | class | tensors | here |
@@ -47,17 +47,55 @@ const CLASSES: [&str; 7] = [
 
 /// Settings of the library's trainers that change nothing about what a trained dictionary computes.
 const TRAINING: &[&str] = &[
-    "trainer_class", "lr", "steps", "seed", "device", "wandb_name", "l1_penalty", "warmup_steps", "resample_steps",
-    "sparsity_warmup_steps", "decay_start", "auxk_alpha", "threshold_beta", "threshold_start_step", "k_anneal_steps",
-    "top_k_aux", "group_fractions", "group_weights", "group_sizes", "bandwidth", "sparsity_penalty", "target_l0",
-    "sparsity_function", "p_start", "p_end", "p_step_count", "anneal_start", "anneal_end", "n_sparsity_updates",
-    "sparsity_queue_length", "initial_sparsity_penalty", "training_autocast_dtype", "lr_schedule", "norm_factor",
-    "warmup_steps_p", "num_tokens",
+    "trainer_class",
+    "lr",
+    "steps",
+    "seed",
+    "device",
+    "wandb_name",
+    "l1_penalty",
+    "warmup_steps",
+    "resample_steps",
+    "sparsity_warmup_steps",
+    "decay_start",
+    "auxk_alpha",
+    "threshold_beta",
+    "threshold_start_step",
+    "k_anneal_steps",
+    "top_k_aux",
+    "group_fractions",
+    "group_weights",
+    "group_sizes",
+    "bandwidth",
+    "sparsity_penalty",
+    "target_l0",
+    "sparsity_function",
+    "p_start",
+    "p_end",
+    "p_step_count",
+    "anneal_start",
+    "anneal_end",
+    "n_sparsity_updates",
+    "sparsity_queue_length",
+    "initial_sparsity_penalty",
+    "training_autocast_dtype",
+    "lr_schedule",
+    "norm_factor",
+    "warmup_steps_p",
+    "num_tokens",
 ];
 /// Settings of its buffer of activations.
 const BUFFER: &[&str] = &[
-    "d_submodule", "io", "n_ctxs", "refresh_batch_size", "out_batch_size", "device", "remove_bos", "add_special_tokens",
-    "max_activation_norm_multiple", "remove_high_norm",
+    "d_submodule",
+    "io",
+    "n_ctxs",
+    "refresh_batch_size",
+    "out_batch_size",
+    "device",
+    "remove_bos",
+    "add_special_tokens",
+    "max_activation_norm_multiple",
+    "remove_high_norm",
 ];
 
 /// What `config.json` says.
@@ -93,7 +131,8 @@ fn candidates(names: &[&str]) -> Vec<&'static str> {
         vec!["AutoEncoderNew"]
     } else if has(&["decoder_bias", "encoder.weight", "r_mag", "gate_bias", "mag_bias", "decoder.weight"]) {
         vec!["GatedAutoEncoder"]
-    } else if has(&topk) || has(&topk[2..]) || has(&["k", "encoder.weight", "encoder.bias", "decoder.weight", "b_dec"]) {
+    } else if has(&topk) || has(&topk[2..]) || has(&["k", "encoder.weight", "encoder.bias", "decoder.weight", "b_dec"])
+    {
         vec!["AutoEncoderTopK", "BatchTopKSAE"]
     } else if has(&[&jump[..], &["k", "group_sizes"]].concat()) {
         vec!["MatryoshkaBatchTopKSAE"]
@@ -123,8 +162,11 @@ pub(super) fn read(
             (Tensors::torch(&path, MappedBytes::open(&path)?, weights)?.0, factor)
         }
     };
-    let unknown: Vec<&str> =
-        others.keys().copied().filter(|key| !["step", "ae", "optimizer", "config", "norm_factor"].contains(key)).collect();
+    let unknown: Vec<&str> = others
+        .keys()
+        .copied()
+        .filter(|key| !["step", "ae", "optimizer", "config", "norm_factor"].contains(key))
+        .collect();
     if !unknown.is_empty() || (!others.is_empty() && !others.contains_key("ae")) {
         return Err(damaged(&path, "a state dict", format!("also {}", listed(others.keys().copied()))));
     }
@@ -258,9 +300,9 @@ impl Settings {
             "AutoEncoderTopK" => {
                 // The threshold is for another way of inference, which the library's encode does not take by itself.
                 file.ignore("threshold");
-                let k = k.filter(|k| (1..=d_sae).contains(k)).ok_or_else(|| {
-                    damaged(file.path(), &format!("'k' from 1 to {d_sae}"), format!("{k:?}"))
-                })?;
+                let k = k
+                    .filter(|k| (1..=d_sae).contains(k))
+                    .ok_or_else(|| damaged(file.path(), &format!("'k' from 1 to {d_sae}"), format!("{k:?}")))?;
                 let biases = (file.take("encoder.bias", &[d_sae])?, file.take("b_dec", &[d])?);
                 let architecture = Architecture::TopK { k, rescale_acts_by_decoder_norm: false };
                 (biases.0, biases.1, Activation::top_k(k, None, d), architecture)

@@ -1,4 +1,4 @@
-//! Writes `ae.pt` and `config.json` as dictionary_learning's `trainSAE` leaves them.
+//! Writes `ae.pt` and `config.json` as the library's `trainSAE` leaves them.
 
 use std::path::Path;
 
@@ -75,7 +75,8 @@ fn check(dictionary: &Dictionary) -> Result<Option<usize>> {
         Some(Ok(HookPoint { layer: Some(layer), site: Site::ResidPost })) => Ok(Some(layer)),
         _ => {
             let hook = config.metadata.hook_name.as_deref().unwrap_or_default();
-            let why = format!("its readers take every dictionary as one of blocks.N.hook_resid_post, and this is of {hook}");
+            let why =
+                format!("its readers take every dictionary as one of blocks.N.hook_resid_post, and this is of {hook}");
             Err(cannot(FORMAT, &why))
         }
     }
@@ -117,12 +118,7 @@ fn tensors(dictionary: Dictionary) -> Vec<torch_file::Tensor<'static>> {
             _ if config.apply_b_dec_to_input => {
                 vec![vector("bias", b_dec), encoder(&w_enc), vector("encoder.bias", b_enc), decoder(&w_dec)]
             }
-            _ => vec![
-                encoder(&w_enc),
-                vector("encoder.bias", b_enc),
-                decoder(&w_dec),
-                vector("decoder.bias", b_dec),
-            ],
+            _ => vec![encoder(&w_enc), vector("encoder.bias", b_enc), decoder(&w_dec), vector("decoder.bias", b_dec)],
         },
     }
 }

@@ -58,9 +58,7 @@ pub(super) fn read(dir: &Path, notes: &mut Vec<String>) -> Result<Dictionary> {
     let skip = if settings.skip { Some(file.take("W_skip", &[d, d])?) } else { None };
     file.finish()?;
     let (architecture, activation) = match settings.activation.as_str() {
-        "topk" => {
-            (Architecture::TopK { k, rescale_acts_by_decoder_norm: false }, Activation::top_k(k, None, d))
-        }
+        "topk" => (Architecture::TopK { k, rescale_acts_by_decoder_norm: false }, Activation::top_k(k, None, d)),
         "groupmax" => (Architecture::GroupMax { k }, Activation::group_max(k, d_sae)),
         other => {
             return Err(Error::Unknown {

@@ -72,7 +72,10 @@ pub(crate) fn write(dir: &Path, mut dictionary: Dictionary) -> Result<()> {
 fn module(dictionary: &Dictionary) -> Result<String> {
     let config = &dictionary.config;
     if config.d_in != config.d_out {
-        return Err(cannot(FORMAT, &format!("its widths are equal, and this goes from {} to {}", config.d_in, config.d_out)));
+        return Err(cannot(
+            FORMAT,
+            &format!("its widths are equal, and this goes from {} to {}", config.d_in, config.d_out),
+        ));
     }
     if config.normalize_activations != NormalizeActivations::None || config.center_input {
         return Err(cannot(FORMAT, "it cannot say that rows are normalised or centred"));
@@ -92,8 +95,9 @@ fn module(dictionary: &Dictionary) -> Result<String> {
         return Err(cannot(FORMAT, &why));
     };
     let input = metadata.hook_name.as_deref().unwrap_or_default();
-    let reads_module = input.strip_suffix(".input").and_then(|input| module_of(input, &model)).as_ref() == Some(&module)
-        || (module.ends_with(".mlp") && input.ends_with(".mlp.hook_in"));
+    let reads_module = input.strip_suffix(".input").and_then(|input| module_of(input, &model)).as_ref()
+        == Some(&module)
+        || (module.strip_suffix(".mlp").is_some() && input.ends_with(".mlp.hook_in"));
     if config.transcoder && !reads_module {
         let why = format!("its transcoders go from a module's input to its output, and this from {input} to {hook}");
         return Err(cannot(FORMAT, &why));

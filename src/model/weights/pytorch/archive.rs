@@ -230,4 +230,3 @@ pub(crate) fn number_type(class: &str) -> Option<DType> {
         _ => return None,
     })
 }
-
