@@ -5,6 +5,7 @@ mod bad_input;
 mod bf16;
 mod cli;
 mod close;
+mod damage;
 mod demo;
 mod fixture;
 mod golden;
