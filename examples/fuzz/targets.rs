@@ -62,7 +62,11 @@ pub(crate) fn last_reply() -> String {
 fn noted<T>(result: Result<T, Error>) -> Option<T> {
     let reply = match &result {
         Ok(_) => String::new(),
-        Err(error) => error.to_string().chars().filter(|c| !c.is_ascii_digit()).take(60).collect(),
+        Err(error) => {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            first.chars().filter(|c| !c.is_ascii_digit()).take(160).collect()
+        }
     };
     REPLY.with(|last| *last.borrow_mut() = reply);
     result.ok()

@@ -3,6 +3,7 @@
 pub mod artifact;
 pub mod device;
 pub mod error;
+pub mod guard;
 pub mod mapped;
 pub mod nearest;
 pub mod progress;
