@@ -16,6 +16,7 @@ mod feature_page;
 mod features;
 mod filter;
 mod info;
+mod method;
 mod open;
 mod progress;
 mod prompts;

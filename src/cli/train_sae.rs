@@ -10,13 +10,14 @@ use crate::base::artifact::{InputRecord, read_json, write_json};
 use crate::base::{Artifact, Error, Result, RunRecord};
 use crate::data::BosPolicy;
 use crate::dictionary::Metadata;
-use crate::dictionary::train::{DeadFeatures, TrainArchitecture, TrainRun, TrainSettings, TrainSummary, train};
+use crate::dictionary::train::{TrainRun, TrainSettings, TrainSummary, train};
 use crate::store::filter::{FilterReport, KeptRows};
 use crate::store::shuffle::{CacheSource, Split};
 use crate::store::{CacheReader, RowSource};
 
 use super::cache::count;
 use super::filter::FilterArgs;
+use super::method::MethodArgs;
 use super::open;
 use super::render::{Table, Ui, thousands};
 use super::{Common, Outcome};
@@ -33,18 +34,8 @@ pub(super) struct Args {
     /// Directory to make, in SAELens' format.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Architecture: relu, with an L1 penalty.
-    #[arg(long, default_value = "relu", value_parser = architecture)]
-    arch: TrainArchitecture,
-    /// Number of features; --expansion-factor times the width when absent.
-    #[arg(long, value_name = "N")]
-    d_sae: Option<usize>,
-    /// Features a dimension of the activations.
-    #[arg(long, value_name = "N", default_value_t = TrainSettings::default().expansion_factor, conflicts_with = "d_sae")]
-    expansion_factor: usize,
-    /// Weight of the L1 penalty, for rows scaled to mean norm √d. Higher is sparser.
-    #[arg(long, value_name = "X", default_value_t = TrainSettings::default().l1_coefficient)]
-    l1_coefficient: f64,
+    #[command(flatten)]
+    method: MethodArgs,
     /// Peak learning rate of Adam.
     #[arg(long, value_name = "X", default_value_t = TrainSettings::default().lr)]
     lr: f64,
@@ -57,9 +48,6 @@ pub(super) struct Args {
     /// Steps to train for.
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// Steps over which the penalty rises from zero; a twentieth of all steps when absent.
-    #[arg(long, value_name = "N")]
-    l1_warm_up_steps: Option<u64>,
     /// Steps over which the learning rate rises; a fiftieth of all steps when absent, at most 1000.
     #[arg(long, value_name = "N")]
     lr_warm_up_steps: Option<u64>,
@@ -69,12 +57,12 @@ pub(super) struct Args {
     /// Steps without firing after which a feature counts as dead; from 50 to 1000 by the length of the run when absent.
     #[arg(long, value_name = "N")]
     dead_feature_window: Option<u64>,
-    /// Count dead features but do not start them again.
-    #[arg(long)]
-    no_resampling: bool,
     /// Share of the sequences, the last ones, that is kept for measuring and never trained on.
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     held_out: f64,
+    /// Steps between measurements on held-out text; a twentieth of all steps when absent.
+    #[arg(long, value_name = "N")]
+    eval_every: Option<u64>,
     /// Steps between checkpoints.
     #[arg(long, value_name = "N", default_value_t = TrainSettings::default().checkpoint_every)]
     checkpoint_every: u64,
@@ -89,10 +77,6 @@ pub(super) struct Args {
     resume: bool,
     #[command(flatten)]
     filter: FilterArgs,
-}
-
-fn architecture(text: &str) -> Result<TrainArchitecture, String> {
-    if text == "relu" { Ok(TrainArchitecture::Relu) } else { Err("expected relu".into()) }
 }
 
 #[derive(Serialize)]
@@ -118,13 +102,13 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let (kept, positions) = KeptRows::of_cache(&reader, hook, args.filter.settings(), ui.progress())?;
     ui.say(positions);
     let kept = Arc::new(kept);
-    let mut source = CacheSource::training(Arc::clone(&reader), hook, Arc::clone(&kept), split, args.seed)?;
+    let mut source = CacheSource::training(Arc::clone(&reader), &[hook], Arc::clone(&kept), split, args.seed)?;
     let mut heldout = if split.held_out().is_empty() {
         None
     } else {
-        Some(CacheSource::held_out(Arc::clone(&reader), hook, kept, split)?)
+        Some(CacheSource::held_out(Arc::clone(&reader), &[hook], kept, split)?)
     };
-    settings.plan(source.width(), source.rows())?;
+    settings.plan(source.widths()[0], source.rows())?;
     write_json(&artifact.dir().join(RECORD), &record)?;
     let summary = train(TrainRun {
         source: &mut source,
@@ -147,25 +131,20 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
 
 impl Args {
     fn settings(&self) -> TrainSettings {
-        TrainSettings {
-            arch: self.arch,
-            d_sae: self.d_sae,
-            expansion_factor: self.expansion_factor,
-            l1_coefficient: self.l1_coefficient,
+        self.method.settings(TrainSettings {
             lr: self.lr,
             batch_size: self.batch_size,
             tokens: self.tokens,
             steps: self.steps,
             seed: self.seed,
-            l1_warm_up_steps: self.l1_warm_up_steps,
             lr_warm_up_steps: self.lr_warm_up_steps,
             lr_decay_steps: self.lr_decay_steps,
             dead_feature_window: self.dead_feature_window,
-            dead_features: if self.no_resampling { DeadFeatures::Ignore } else { DeadFeatures::Resample },
             checkpoint_every: self.checkpoint_every,
             log_every: self.log_every,
+            eval_every: self.eval_every,
             ..TrainSettings::default()
-        }
+        })
     }
 
     fn record(&self, settings: &TrainSettings, reader: &CacheReader, hook: usize) -> Result<RunRecord> {

@@ -159,7 +159,7 @@ impl Attention<'_> {
                     for (i, row) in scores.chunks_exact(keys).enumerate() {
                         lanes::round(row, &mut pattern.row_mut(i)[first..]);
                     }
-                    let part = Part { rows: 0..rows, columns: 0..self.d_head, k: first..last };
+                    let part = Part { rows: 0..rows, columns: 0..self.d_head, k: first..last, cut: false };
                     panel(Kernel::best(), as_unset(&mut z), self.d_head, &pattern, values, part, false);
                 }
                 Memory::InPlace => {
@@ -203,7 +203,7 @@ impl Attention<'_> {
         match memory {
             Memory::Packed { keys: packed, .. } => {
                 let queries = Rows::round(queries, rows, self.d_head);
-                let part = Part { rows: 0..rows, columns: keys.clone(), k: 0..self.d_head };
+                let part = Part { rows: 0..rows, columns: keys.clone(), k: 0..self.d_head, cut: false };
                 panel(Kernel::best(), as_unset(scores), keys.len(), &queries, packed, part, false);
             }
             Memory::InPlace => {

@@ -5,6 +5,7 @@
 
 pub mod attend;
 pub mod bf16;
+pub mod compact;
 pub mod gemm;
 pub mod lanes;
 pub mod sparse;
@@ -12,5 +13,5 @@ pub mod threads;
 mod vector;
 
 pub use gemm::Matrix;
-pub use sparse::{Grouped, Pairs};
+pub use sparse::Element;
 pub use vector::{AdamStep, adam, add_scaled, dot, squared_norm};

@@ -4,88 +4,129 @@
 //! | --- | --- | --- |
 //! | [`decode_row`] | `y += Σ_p value_p · W[index_p]` | a row |
 //! | [`dots_row`] | `out_p = g · W[index_p]` | a row |
-//! | [`accumulate`] | `G[f] = Σ_{p of f} a_p · X[row_p]` for two `(a, X)` at once | a feature |
-//!
-//! They are the decoder, the gradient of the codes, and the gradients of both weight matrices; see Gao et al. 2024,
-//! "Scaling and evaluating sparse autoencoders", appendix on kernels.
+//! //!
+//! They are the decoder and the gradient of the codes; with pairs grouped by feature [`decode_row`] gives the gradients
+//! of both weight matrices too (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix on kernels).
 
 #![expect(clippy::inline_always, reason = "a body must be inlined to be compiled for its caller's instruction set")]
 
-use super::vector::{add_scaled_inline, add_scaled4_inline, dot_inline, dot4_inline, vectorised};
-
-/// Codes in compressed-row form: row `i` holds `indices[offsets[i]..offsets[i + 1]]`.
-#[derive(Debug, Clone, Copy)]
-pub struct Pairs<'a> {
-    /// `rows + 1` offsets.
-    pub offsets: &'a [usize],
-    /// Feature of each pair.
-    pub indices: &'a [u32],
-    /// Value of each pair.
-    pub values: &'a [f32],
-}
-
-/// The same pairs by feature: feature `f` holds `rows[offsets[f]..offsets[f + 1]]`.
-#[derive(Debug, Clone, Copy)]
-pub struct Grouped<'a> {
-    /// `features + 1` offsets.
-    pub offsets: &'a [usize],
-    /// Row of each pair.
-    pub rows: &'a [u32],
-    /// Position of each pair in [`Pairs::values`].
-    pub pairs: &'a [u32],
-}
+use super::vector::{add_scaled_inline, add_scaled4_inline, dot_inline, dot4_inline, fetch_row, vectorised};
 
 /// Row `i` of a row-major matrix of width `d`.
 #[inline(always)]
-fn row(matrix: &[f32], i: u32, d: usize) -> &[f32] {
+fn row<T>(matrix: &[T], i: u32, d: usize) -> &[T] {
     &matrix[i as usize * d..][..d]
+}
+
+/// What a matrix of these products is made of: `f32`, or `u16` that holds the bits of a bf16. Sums are f32.
+pub trait Element: Copy + Default + Send + Sync + 'static {
+    /// The value.
+    fn widen(self) -> f32;
+
+    /// Writes `from` in this type, rounded to the nearest.
+    fn store(from: &[f32], to: &mut [Self]);
+
+    /// [`decode_row`] with `weight` of this type.
+    fn decode_row(out: &mut [f32], indices: &[u32], values: &[f32], weight: &[Self]);
+
+    /// [`dots_row`] with `weight` of this type.
+    fn dots_row(out: &mut [f32], indices: &[u32], gradient: &[f32], weight: &[Self]);
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    fn store(from: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(from);
+    }
+
+    fn decode_row(out: &mut [f32], indices: &[u32], values: &[f32], weight: &[Self]) {
+        decode_row(out, indices, values, weight);
+    }
+
+    fn dots_row(out: &mut [f32], indices: &[u32], gradient: &[f32], weight: &[Self]) {
+        dots_row(out, indices, gradient, weight);
+    }
+}
+
+impl Element for u16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self) << 16)
+    }
+
+    fn store(from: &[f32], to: &mut [Self]) {
+        super::lanes::round(from, to);
+    }
+
+    fn decode_row(out: &mut [f32], indices: &[u32], values: &[f32], weight: &[Self]) {
+        decode_row_of_bf16(out, indices, values, weight);
+    }
+
+    fn dots_row(out: &mut [f32], indices: &[u32], gradient: &[f32], weight: &[Self]) {
+        dots_row_of_bf16(out, indices, gradient, weight);
+    }
+}
+
+/// `out += Σ_p values[p] · weight[indices[p]]`, four rows at a time while the next four are fetched.
+#[inline(always)]
+fn decode_inline<T: Element>(out: &mut [f32], indices: &[u32], values: &[f32], weight: &[T]) {
+    let d = out.len();
+    let (fours, rest) = indices.as_chunks::<4>();
+    let (value_fours, value_rest) = values.as_chunks::<4>();
+    for (at, (i, v)) in fours.iter().zip(value_fours).enumerate() {
+        if let Some(next) = fours.get(at + 1) {
+            next.iter().for_each(|&i| fetch_row(row(weight, i, d)));
+        }
+        add_scaled4_inline(out, *v, i.map(|i| row(weight, i, d)));
+    }
+    for (i, v) in rest.iter().zip(value_rest) {
+        add_scaled_inline(out, *v, row(weight, *i, d));
+    }
+}
+
+/// `out[p] = gradient · weight[indices[p]]`.
+#[inline(always)]
+fn dots_inline<T: Element>(out: &mut [f32], indices: &[u32], gradient: &[f32], weight: &[T]) {
+    let d = gradient.len();
+    let (fours, rest) = indices.as_chunks::<4>();
+    let (out_fours, out_rest) = out.as_chunks_mut::<4>();
+    for (out, i) in out_fours.iter_mut().zip(fours) {
+        *out = dot4_inline(i.map(|i| row(weight, i, d)), gradient);
+    }
+    for (out, i) in out_rest.iter_mut().zip(rest) {
+        *out = dot_inline(row(weight, *i, d), gradient);
+    }
 }
 
 vectorised! {
     /// `out += Σ_p values[p] · weight[indices[p]]`, with `weight` `[f, d]` and `out` `[d]`.
     pub fn decode_row(out: &mut [f32], indices: &[u32], values: &[f32], weight: &[f32]) {
-        let d = out.len();
-        let (indices4, values4) = (indices.chunks_exact(4), values.chunks_exact(4));
-        let rest = indices4.remainder().iter().zip(values4.remainder());
-        for (i, v) in indices4.zip(values4) {
-            let rows = [row(weight, i[0], d), row(weight, i[1], d), row(weight, i[2], d), row(weight, i[3], d)];
-            add_scaled4_inline(out, [v[0], v[1], v[2], v[3]], rows);
-        }
-        for (i, v) in rest {
-            add_scaled_inline(out, *v, row(weight, *i, d));
-        }
+        decode_inline(out, indices, values, weight);
+    }
+}
+
+vectorised! {
+    /// [`decode_row`] with `weight` of bf16 bits.
+    pub fn decode_row_of_bf16(out: &mut [f32], indices: &[u32], values: &[f32], weight: &[u16]) {
+        decode_inline(out, indices, values, weight);
     }
 }
 
 vectorised! {
     /// `out[p] = gradient · weight[indices[p]]`, with `weight` `[f, d]` and `gradient` `[d]`.
     pub fn dots_row(out: &mut [f32], indices: &[u32], gradient: &[f32], weight: &[f32]) {
-        let d = gradient.len();
-        let whole = indices.len() - indices.len() % 4;
-        for (out, i) in out.chunks_exact_mut(4).zip(indices.chunks_exact(4)) {
-            let rows = [row(weight, i[0], d), row(weight, i[1], d), row(weight, i[2], d), row(weight, i[3], d)];
-            out.copy_from_slice(&dot4_inline(rows, gradient));
-        }
-        for (out, i) in out[whole..].iter_mut().zip(&indices[whole..]) {
-            *out = dot_inline(row(weight, *i, d), gradient);
-        }
+        dots_inline(out, indices, gradient, weight);
     }
 }
 
 vectorised! {
-    /// `out += Σ_p values[pairs[p]] · x[rows[p]]` over the pairs of one feature, with `x` `[n, d]` and `out` `[d]`.
-    pub fn accumulate(out: &mut [f32], rows: &[u32], pairs: &[u32], values: &[f32], x: &[f32]) {
-        let d = out.len();
-        let value = |pair: u32| values[pair as usize];
-        let (rows4, pairs4) = (rows.chunks_exact(4), pairs.chunks_exact(4));
-        let rest = rows4.remainder().iter().zip(pairs4.remainder());
-        for (r, p) in rows4.zip(pairs4) {
-            let a = [value(p[0]), value(p[1]), value(p[2]), value(p[3])];
-            add_scaled4_inline(out, a, [row(x, r[0], d), row(x, r[1], d), row(x, r[2], d), row(x, r[3], d)]);
-        }
-        for (r, p) in rest {
-            add_scaled_inline(out, value(*p), row(x, *r, d));
-        }
+    /// [`dots_row`] with `weight` of bf16 bits.
+    pub fn dots_row_of_bf16(out: &mut [f32], indices: &[u32], gradient: &[f32], weight: &[u16]) {
+        dots_inline(out, indices, gradient, weight);
     }
 }
 
@@ -157,13 +198,17 @@ mod tests {
                 let naive: f32 = (0..d).map(|j| g[j] * weight[p * d + j]).sum();
                 prop_assert!((dots[p] - naive).abs() < 1e-5);
             }
-            let reversed: Vec<u32> = indices.iter().rev().copied().collect();
-            let mut sum = vec![0.0; d];
-            accumulate(&mut sum, &indices, &reversed, &values, &weight);
-            for j in 0..d {
-                let naive: f32 = (0..k).map(|p| values[k - 1 - p] * weight[p * d + j]).sum();
-                prop_assert!((sum[j] - naive).abs() < 1e-5);
-            }
+            let mut halved = vec![0u16; f * d];
+            <u16 as Element>::store(&weight, &mut halved);
+            let widened: Vec<f32> = halved.iter().map(|w| w.widen()).collect();
+            let (mut ours, mut exact) = (g.clone(), g.clone());
+            <u16 as Element>::decode_row(&mut ours, &indices, &values, &halved);
+            decode_row(&mut exact, &indices, &values, &widened);
+            prop_assert_eq!(ours, exact);
+            let (mut ours, mut exact) = (vec![0.0; k], vec![0.0; k]);
+            <u16 as Element>::dots_row(&mut ours, &indices, &g, &halved);
+            dots_row(&mut exact, &indices, &g, &widened);
+            prop_assert_eq!(ours, exact);
         }
 
         #[test]

@@ -6,6 +6,8 @@
 
 #![expect(clippy::inline_always, reason = "a body must be inlined to be compiled for its caller's instruction set")]
 
+use super::sparse::Element;
+
 /// Partial sums of a reduction.
 const LANES: usize = 16;
 
@@ -78,13 +80,13 @@ pub(super) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
 
 /// `Σ x[i]·y[i]`, inlined into its caller's instruction set.
 #[inline(always)]
-pub(super) fn dot_inline(x: &[f32], y: &[f32]) -> f32 {
+pub(super) fn dot_inline<T: Element>(x: &[T], y: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
-    let rest: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(x, y)| x * y).sum();
+    let rest: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(x, y)| x.widen() * y).sum();
     for (x, y) in xs.zip(ys) {
         for i in 0..LANES {
-            lanes[i] += x[i] * y[i];
+            lanes[i] += x[i].widen() * y[i];
         }
     }
     sum_lanes(lanes) + rest
@@ -92,40 +94,40 @@ pub(super) fn dot_inline(x: &[f32], y: &[f32]) -> f32 {
 
 /// Four dot products with one `y`, so that it is loaded once.
 #[inline(always)]
-pub(super) fn dot4_inline(x: [&[f32]; 4], y: &[f32]) -> [f32; 4] {
+pub(super) fn dot4_inline<T: Element>(x: [&[T]; 4], y: &[f32]) -> [f32; 4] {
     let whole = y.len() - y.len() % LANES;
     let mut lanes = [[0.0f32; LANES]; 4];
     let [a, b, c, d] = x.map(|x| x[..y.len()].chunks_exact(LANES));
     for ((((a, b), c), d), y) in a.zip(b).zip(c).zip(d).zip(y.chunks_exact(LANES)) {
         for i in 0..LANES {
-            lanes[0][i] += a[i] * y[i];
-            lanes[1][i] += b[i] * y[i];
-            lanes[2][i] += c[i] * y[i];
-            lanes[3][i] += d[i] * y[i];
+            lanes[0][i] += a[i].widen() * y[i];
+            lanes[1][i] += b[i].widen() * y[i];
+            lanes[2][i] += c[i].widen() * y[i];
+            lanes[3][i] += d[i].widen() * y[i];
         }
     }
     let mut sums = lanes.map(sum_lanes);
     for (sum, x) in sums.iter_mut().zip(x) {
-        *sum += x[whole..y.len()].iter().zip(&y[whole..]).map(|(x, y)| x * y).sum::<f32>();
+        *sum += x[whole..y.len()].iter().zip(&y[whole..]).map(|(x, y)| x.widen() * y).sum::<f32>();
     }
     sums
 }
 
 /// `y += a·x`, inlined into its caller's instruction set.
 #[inline(always)]
-pub(super) fn add_scaled_inline(y: &mut [f32], a: f32, x: &[f32]) {
+pub(super) fn add_scaled_inline<T: Element>(y: &mut [f32], a: f32, x: &[T]) {
     for (y, x) in y.iter_mut().zip(x) {
-        *y += a * *x;
+        *y += a * x.widen();
     }
 }
 
 /// `y += Σ a[i]·x[i]` over four rows, so that `y` is loaded and stored once.
 #[inline(always)]
-pub(super) fn add_scaled4_inline(y: &mut [f32], a: [f32; 4], x: [&[f32]; 4]) {
+pub(super) fn add_scaled4_inline<T: Element>(y: &mut [f32], a: [f32; 4], x: [&[T]; 4]) {
     let n = y.len();
     let [p, q, r, s] = x.map(|x| &x[..n]);
     for i in 0..n {
-        y[i] = y[i] + a[0] * p[i] + a[1] * q[i] + a[2] * r[i] + a[3] * s[i];
+        y[i] = y[i] + a[0] * p[i].widen() + a[1] * q[i].widen() + a[2] * r[i].widen() + a[3] * s[i].widen();
     }
 }
 
@@ -140,6 +142,15 @@ fn fetch_ahead<T>(at: *const T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
+}
+
+/// Asks for all lines of `row` ahead of their use.
+#[inline(always)]
+pub(super) fn fetch_row<T>(row: &[T]) {
+    const LINE: usize = 64;
+    for at in (0..size_of_val(row)).step_by(LINE) {
+        fetch_ahead(row.as_ptr().cast::<u8>().wrapping_add(at));
+    }
 }
 
 vectorised! {

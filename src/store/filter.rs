@@ -124,6 +124,13 @@ impl KeptRows {
         Self { rows, words, before }
     }
 
+    /// The rows that both keep, of as many rows as the shorter has.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let words = self.words.iter().zip(&other.words).map(|(a, b)| a & b).collect();
+        Self::from_words(self.rows.min(other.rows), words)
+    }
+
     /// Rows in all.
     pub fn rows(&self) -> u64 {
         self.rows
@@ -329,6 +336,8 @@ mod tests {
             assert_eq!((kept.select(kept.kept()), kept.rank(rows), kept.contains(rows)), (None, kept.kept(), false));
         }
         assert_eq!(KeptRows::from_fn(0, |_| true).select(0), None);
+        let by = |modulus| KeptRows::from_fn(1000, move |row| row % modulus == 0);
+        assert_eq!(by(2).and(&by(3)), by(6));
     }
 
     #[test]

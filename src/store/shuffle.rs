@@ -56,13 +56,13 @@ impl Split {
     }
 }
 
-/// Kept rows of a range of sequences, pass after pass.
+/// Kept rows of a range of sequences, pass after pass, for one or several hooks.
 #[derive(Debug, Clone)]
 pub struct CacheSource {
     reader: Arc<CacheReader>,
     kept: Arc<KeptRows>,
-    hook: usize,
-    width: usize,
+    hooks: Vec<usize>,
+    widths: Vec<usize>,
     /// Places among all kept rows.
     places: Range<u64>,
     order: Order,
@@ -87,12 +87,12 @@ impl CacheSource {
     /// `Malformed` when no row is kept there, `Unknown` when the cache has fewer hooks.
     pub fn training(
         reader: Arc<CacheReader>,
-        hook: usize,
+        hooks: &[usize],
         kept: Arc<KeptRows>,
         split: Split,
         seed: u64,
     ) -> Result<Self> {
-        let mut source = Self::new(reader, hook, kept, split.training())?;
+        let mut source = Self::new(reader, hooks, kept, split.training())?;
         source.order = Order::Shuffled { seed, pass: 0, permutation: permutation(source.rows(), seed, 0) };
         Ok(source)
     }
@@ -101,15 +101,15 @@ impl CacheSource {
     ///
     /// # Errors
     /// As [`CacheSource::training`].
-    pub fn held_out(reader: Arc<CacheReader>, hook: usize, kept: Arc<KeptRows>, split: Split) -> Result<Self> {
-        Self::new(reader, hook, kept, split.held_out())
+    pub fn held_out(reader: Arc<CacheReader>, hooks: &[usize], kept: Arc<KeptRows>, split: Split) -> Result<Self> {
+        Self::new(reader, hooks, kept, split.held_out())
     }
 
     /// The kept rows of `sequences`, in the order of the text.
     ///
     /// # Errors
     /// As [`CacheSource::training`].
-    pub fn new(reader: Arc<CacheReader>, hook: usize, kept: Arc<KeptRows>, sequences: Range<u64>) -> Result<Self> {
+    pub fn new(reader: Arc<CacheReader>, hooks: &[usize], kept: Arc<KeptRows>, sequences: Range<u64>) -> Result<Self> {
         let context = reader.context_size() as u64;
         let places =
             kept.rank(sequences.start.saturating_mul(context))..kept.rank(sequences.end.saturating_mul(context));
@@ -122,8 +122,8 @@ impl CacheSource {
                 "cache more text, or switch filters off",
             ));
         }
-        let width = reader.hook_entry(hook)?.width;
-        Ok(Self { reader, kept, hook, width, places, order: Order::Sequential, position: 0 })
+        let widths = hooks.iter().map(|&hook| Ok(reader.hook_entry(hook)?.width)).collect::<Result<_>>()?;
+        Ok(Self { reader, kept, hooks: hooks.to_vec(), widths, places, order: Order::Sequential, position: 0 })
     }
 
     /// The row of the cache that the stream serves at `position`.
@@ -148,12 +148,12 @@ impl CacheSource {
         &self.reader
     }
 
-    fn check(&self, values: &[f32], rows: &[u64]) -> Result<()> {
+    fn check(&self, hook: usize, width: usize, values: &[f32], rows: &[u64]) -> Result<()> {
         let Some(first) = values.iter().position(|x| !x.is_finite()) else { return Ok(()) };
-        let row = rows.get(first / self.width).copied().unwrap_or_default();
+        let row = rows.get(first / width).copied().unwrap_or_default();
         let context = self.reader.context_size() as u64;
         Err(Error::NonFinite {
-            what: format!("the cached activations of {}", self.reader.hook_entry(self.hook)?.name),
+            what: format!("the cached activations of {}", self.reader.hook_entry(hook)?.name),
             count: values.iter().filter(|x| !x.is_finite()).count(),
             at: format!("sequence {}, position {}", row / context, row % context),
             remedy: "the cache was damaged after it was written: remove it and cache again".into(),
@@ -166,18 +166,20 @@ fn permutation(rows: u64, seed: u64, pass: u64) -> Permutation {
 }
 
 impl RowSource for CacheSource {
-    fn width(&self) -> usize {
-        self.width
+    fn widths(&self) -> &[usize] {
+        &self.widths
     }
 
     fn rows(&self) -> u64 {
         self.places.end - self.places.start
     }
 
-    fn next_batch(&mut self, n: usize, out: &mut Vec<f32>) -> Result<()> {
+    fn next_batch(&mut self, n: usize, out: &mut [Vec<f32>]) -> Result<()> {
         let rows: Vec<u64> = (self.position..self.position + n as u64).map(|position| self.row_at(position)).collect();
-        self.reader.read_rows(self.hook, &rows, out)?;
-        self.check(out, &rows)?;
+        for ((&hook, &width), out) in self.hooks.iter().zip(&self.widths).zip(out) {
+            self.reader.read_rows(hook, &rows, out)?;
+            self.check(hook, width, out, &rows)?;
+        }
         self.position += n as u64;
         Ok(())
     }
@@ -202,13 +204,13 @@ mod tests {
         let reader = Arc::new(example.written());
         let kept = Arc::new(KeptRows::from_fn(reader.rows(), |row| row % 5 != 1));
         let split = Split::new(reader.sequences(), 0.2).unwrap();
-        (CacheSource::training(reader, 0, kept.clone(), split, seed).unwrap(), kept, split)
+        (CacheSource::training(reader, &[0], kept.clone(), split, seed).unwrap(), kept, split)
     }
 
     fn batch(source: &mut CacheSource, n: usize) -> Vec<Vec<f32>> {
-        let mut out = Vec::new();
+        let mut out = [Vec::new()];
         source.next_batch(n, &mut out).unwrap();
-        out.chunks(source.width()).map(<[f32]>::to_vec).collect()
+        out[0].chunks(source.widths()[0]).map(<[f32]>::to_vec).collect()
     }
 
     #[test]
@@ -253,7 +255,7 @@ mod tests {
     fn held_out_rows_come_in_the_order_of_the_text() {
         let example = Example::new(DtypeChoice::F32, 23);
         let (source, kept, split) = source(&example, 3);
-        let mut held_out = CacheSource::held_out(source.reader().clone(), 0, kept.clone(), split).unwrap();
+        let mut held_out = CacheSource::held_out(source.reader().clone(), &[0], kept.clone(), split).unwrap();
         let context = Example::CONTEXT as u64;
         let expected: Vec<u64> = (18 * context..23 * context).filter(|&row| kept.contains(row)).collect();
         let found: Vec<u64> = (0..held_out.rows()).map(|i| held_out.row_at(i)).collect();

@@ -2,20 +2,21 @@
 
 use crate::base::Result;
 
-/// Activation rows for training, in an order that a position can resume exactly.
+/// Activation rows for training, in an order that a position can resume exactly. A source serves one hook or several,
+/// which then have their rows of the same tokens at the same positions.
 pub trait RowSource: Send {
-    /// Values in a row.
-    fn width(&self) -> usize;
+    /// Values in a row of each hook.
+    fn widths(&self) -> &[usize];
 
     /// Rows in one pass over the data.
     fn rows(&self) -> u64;
 
-    /// Overwrites `out` with the next `n` rows, row-major `[n, width]`, starting another pass in another order
-    /// when one ends.
+    /// Overwrites `out`, one buffer a hook, with the next `n` rows, row-major `[n, width]`, starting another pass in
+    /// another order when one ends.
     ///
     /// # Errors
     /// When the data cannot be read or holds NaN or infinity.
-    fn next_batch(&mut self, n: usize, out: &mut Vec<f32>) -> Result<()>;
+    fn next_batch(&mut self, n: usize, out: &mut [Vec<f32>]) -> Result<()>;
 
     /// Rows served since the beginning, over all passes.
     fn position(&self) -> u64;

@@ -14,7 +14,7 @@ use super::dead::Activity;
 use super::parameters::{Parameters, State};
 use super::settings::TrainPlan;
 use crate::base::mapped::Mapped;
-use crate::base::{Error, Progress, Result};
+use crate::base::{Error, Result};
 use crate::dictionary::io::{Values, write_tensors};
 
 /// The directory inside the output.
@@ -22,7 +22,7 @@ pub(super) const DIRECTORY: &str = "checkpoints";
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
 const WHAT: &str = "training checkpoint";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a checkpoint records beside tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,10 @@ pub(super) struct Header {
     pub(super) metrics_bytes: u64,
     /// Features started again so far.
     pub(super) resampled: u64,
+    /// The running threshold of batch-wide selection.
+    threshold: f64,
+    /// Factor of the penalty after annealing.
+    penalty_scale: f64,
     previous_rows: u64,
     current_rows: u64,
 }
@@ -62,7 +66,7 @@ pub(super) fn write(
     activity: &Activity,
 ) -> Result<()> {
     let Activity { since_fired, previous, current, previous_rows, current_rows } = activity;
-    let State { weights, first, second, step } = state;
+    let State { weights, first, second, step, threshold, penalty_scale } = state;
     let header = Header {
         version: VERSION,
         plan: plan.clone(),
@@ -70,12 +74,14 @@ pub(super) fn write(
         scale,
         metrics_bytes,
         resampled,
+        threshold: *threshold,
+        penalty_scale: *penalty_scale,
         previous_rows: *previous_rows,
         current_rows: *current_rows,
     };
     let folder = dir.join(DIRECTORY);
     fs::create_dir_all(&folder).map_err(Error::io("make the checkpoint directory", &folder))?;
-    let path = folder.join(format!("step-{step:09}.safetensors"));
+    let path = path(dir, *step);
     let text = serde_json::to_vec(&header).map_err(|e| Error::Io {
         action: "serialise the checkpoint",
         path: path.clone(),
@@ -97,25 +103,23 @@ pub(super) fn write(
     Ok(())
 }
 
-/// The newest checkpoint under `dir` that reads; a damaged one is passed over with a warning.
+/// The checkpoint at `path`.
 ///
 /// # Errors
-/// `Mismatch` when the run was started with another plan.
-pub(super) fn latest(dir: &Path, plan: &TrainPlan, progress: &dyn Progress) -> Result<Option<Checkpoint>> {
-    for path in existing(dir) {
-        match read(&path) {
-            Ok(checkpoint) => {
-                check_plan(&checkpoint.header.plan, plan)?;
-                return Ok(Some(checkpoint));
-            }
-            Err(error) => progress.warn(&format!("passing over a checkpoint: {error}")),
-        }
-    }
-    Ok(None)
+/// `Malformed` when it does not read, `Mismatch` when the run was started with another plan.
+pub(super) fn open(path: &Path, plan: &TrainPlan) -> Result<Checkpoint> {
+    let checkpoint = read(path)?;
+    check_plan(&checkpoint.header.plan, plan)?;
+    Ok(checkpoint)
 }
 
-/// Checkpoint files, newest first.
-fn existing(dir: &Path) -> Vec<PathBuf> {
+/// Where the checkpoint after `step` steps is under `dir`.
+pub(super) fn path(dir: &Path, step: u64) -> PathBuf {
+    dir.join(DIRECTORY).join(format!("step-{step:09}.safetensors"))
+}
+
+/// Checkpoint files under `dir`, newest first.
+pub(super) fn existing(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir.join(DIRECTORY)).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> =
         entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect();
@@ -139,7 +143,7 @@ fn read(path: &Path) -> Result<Checkpoint> {
     }
     let (d, f) = (header.plan.d_in, header.plan.d_sae);
     let parameters = |group: &str| -> Result<Parameters> {
-        let mut parameters = Parameters::zeros(d, f);
+        let mut parameters = Parameters::zeros(header.plan.arch, d, f);
         let named: Vec<(&str, Vec<usize>)> = parameters.tensors().into_iter().map(|(n, s, _)| (n, s)).collect();
         for (to, (name, shape)) in parameters.tensors_mut().into_iter().zip(named) {
             let bytes = file.bytes(&format!("{group}.{name}"), Dtype::F32, &shape)?;
@@ -156,7 +160,8 @@ fn read(path: &Path) -> Result<Checkpoint> {
         current_rows: header.current_rows,
     };
     let (weights, first, second) = (parameters("weights")?, parameters("first")?, parameters("second")?);
-    Ok(Checkpoint { state: State { weights, first, second, step: header.step }, activity, header })
+    let (step, threshold, penalty_scale) = (header.step, header.threshold, header.penalty_scale);
+    Ok(Checkpoint { state: State { weights, first, second, step, threshold, penalty_scale }, activity, header })
 }
 
 /// Little-endian 32-bit words.

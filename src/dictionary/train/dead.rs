@@ -7,11 +7,12 @@
 
 use rand::Rng;
 
-use super::parameters::{Parameters, State};
-use super::step::encode;
+use super::parameters::State;
+use super::settings::{Method, TrainPlan};
+use super::step::reconstruct;
 use crate::base::rng;
 use crate::dictionary::encoder::centered;
-use crate::ops::{dot, sparse, squared_norm};
+use crate::ops::{dot, squared_norm};
 
 /// Encoder rows start again at this share of the mean encoder norm of living features (Bricken et al. 2023).
 const ENCODER_SHARE: f32 = 0.2;
@@ -74,13 +75,14 @@ impl Activity {
 
 /// Starts some of the `dead` features again at rows of the batch `x`, `[n, d]`; gives those it started, at most one a
 /// row.
-pub(super) fn resample(state: &mut State, dead: &[u32], x: &[f32], seed: u64) -> Vec<u32> {
+pub(super) fn resample(state: &mut State, plan: &TrainPlan, dead: &[u32], x: &[f32]) -> Vec<u32> {
     let d = state.weights.width;
     let centered = centered(x, Some(&state.weights.b_dec));
-    let residuals = residuals(&state.weights, x, &centered);
+    let mut residuals = reconstruct(state, plan, x);
+    residuals.iter_mut().zip(x).for_each(|(y, x)| *y = x - *y);
     let errors: Vec<f32> = residuals.chunks_exact(d).map(squared_norm).collect();
     let most = (state.weights.b_enc.len() / MOST_REVIVED).max(1);
-    let rows = draw(&errors, dead.len().min(most), seed, state.step);
+    let rows = draw(&errors, dead.len().min(most), plan.seed, state.step);
     let encoder_norm = ENCODER_SHARE * mean_norm(&state.weights.w_enc, d, dead);
     let decoder_norm = mean_norm(&state.weights.w_dec, d, dead);
     let revived: Vec<u32> = dead.iter().copied().take(rows.len()).collect();
@@ -96,27 +98,21 @@ pub(super) fn resample(state: &mut State, dead: &[u32], x: &[f32], seed: u64) ->
         }
         let excitation = dot(&weights.w_enc[span.clone()], &centered[row * d..][..d]);
         weights.b_enc[feature] = -BIAS_SHARE * excitation.max(0.0);
+        for (name, own) in &mut weights.own {
+            own[feature] = match (*name, &plan.method) {
+                ("threshold", Method::JumpRelu { init_threshold, .. }) => *init_threshold as f32,
+                ("b_mag", _) => weights.b_enc[feature],
+                _ => 0.0,
+            };
+        }
         for moments in [first, second] {
+            moments.own.iter_mut().for_each(|(_, own)| own[feature] = 0.0);
             moments.w_enc[span.clone()].fill(0.0);
             moments.w_dec[span.clone()].fill(0.0);
             moments.b_enc[feature] = 0.0;
         }
     }
     revived
-}
-
-/// `x − x̂`, `[n, d]`.
-fn residuals(weights: &Parameters, x: &[f32], centered: &[f32]) -> Vec<f32> {
-    let d = weights.width;
-    let codes = encode(weights, centered);
-    let mut residuals = x.to_vec();
-    for (i, row) in residuals.chunks_exact_mut(d).enumerate() {
-        let (features, values) = codes.row(i);
-        let mut reconstruction = weights.b_dec.clone();
-        sparse::decode_row(&mut reconstruction, features, values, &weights.w_dec);
-        row.iter_mut().zip(reconstruction).for_each(|(x, y)| *x -= y);
-    }
-    residuals
 }
 
 /// At most `count` distinct rows with positive error, drawn with probability proportional to it: the rows with the
@@ -144,7 +140,11 @@ fn mean_norm(rows: &[f32], d: usize, dead: &[u32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::method::Relu;
+    use super::super::parameters::Parameters;
+    use super::super::step::active_pairs;
     use super::*;
+    use crate::dictionary::train::TrainSettings;
     use crate::ops::gemm::tests::numbers;
 
     #[test]
@@ -161,15 +161,18 @@ mod tests {
     #[test]
     fn some_dead_features_fire_again_on_the_rows_they_were_given() {
         let (d, f) = (6, 2 * MOST_REVIVED);
-        let mut state = State::new(Parameters::initial(d, f, 0.1, vec![0.0; d], 3));
+        let settings = TrainSettings { d_sae: Some(f), ..TrainSettings::default() };
+        let plan = settings.plan(d, 8).unwrap();
+        let mut state = State::new(Parameters::initial(plan.arch, (d, f), 0.1, vec![0.0; d], 3));
         for dead in [2, 4, 9] {
             state.weights.b_enc[dead] = -100.0;
         }
         state.first.w_enc.fill(1.0);
         let x = numbers(8 * d, "x");
         let before = state.clone();
-        assert_eq!(resample(&mut state, &[2, 4, 9], &x, 1), [2, 4], "one in {MOST_REVIVED} at once");
-        let codes = encode(&state.weights, &x);
+        assert_eq!(resample(&mut state, &plan, &[2, 4, 9], &x), [2, 4], "one in {MOST_REVIVED} at once");
+        let norms = state.weights.decoder_norms();
+        let codes = active_pairs(&state.weights, &Relu { norms: &norms, p: 1.0, root: true }, &x);
         for feature in [2, 4] {
             assert!(codes.features.contains(&feature), "{feature}");
         }
@@ -177,7 +180,7 @@ mod tests {
         assert_eq!(state.weights.w_enc[..2 * d], before.weights.w_enc[..2 * d]);
         assert_eq!((state.first.w_enc[2 * d], state.first.w_enc[d]), (0.0, 1.0));
         let mut again = before.clone();
-        resample(&mut again, &[2, 4, 9], &x, 1);
+        resample(&mut again, &plan, &[2, 4, 9], &x);
         assert_eq!(again, state, "the same seed and step");
     }
 }

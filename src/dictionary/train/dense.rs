@@ -4,86 +4,303 @@
 use candle_core::{D, DType, Device, Tensor, Var};
 
 use super::loss::Loss;
+use super::method::SparsityLoss;
 use super::optimiser::{clip_factor, scalars};
 use super::parameters::{Parameters, State};
-use super::step::BatchReport;
+use super::settings::{Method, Top, TrainPlan};
+use super::step::{BatchReport, StepInput};
 use crate::base::{Error, Result};
 use crate::ops::AdamStep;
+use crate::ops::compact::{TopK, rank};
 
 /// Weights and moments on a device, in the order of [`Parameters::tensors`].
 #[derive(Debug)]
 pub(super) struct DenseState {
     width: usize,
-    weights: [Var; 4],
-    first: [Tensor; 4],
-    second: [Tensor; 4],
+    own: Vec<&'static str>,
+    weights: Vec<Var>,
+    first: Vec<Tensor>,
+    second: Vec<Tensor>,
     step: u64,
+    /// As in [`State`].
+    pub(super) threshold: f64,
+    penalty_scale: f64,
+}
+
+/// What an architecture makes of pre-activations.
+struct Forward {
+    /// Activations, `[n, f]`.
+    z: Tensor,
+    /// Mean penalty, without its coefficient.
+    sparsity: Option<Tensor>,
+    /// Other terms of the loss.
+    auxiliary: Vec<Tensor>,
+    least: Option<f32>,
+}
+
+/// One batch on the device.
+struct Batch<'a> {
+    x: Tensor,
+    centered: Tensor,
+    pre: Tensor,
+    w_enc: &'a Tensor,
+    b_enc: &'a Tensor,
+    w_dec: &'a Tensor,
+    b_dec: &'a Tensor,
+    own: &'a [Var],
+    norms: Tensor,
+    n: usize,
 }
 
 impl DenseState {
     /// Copies `state` to `device`.
     pub(super) fn upload(state: &State, device: &Device) -> Result<Self> {
-        let copy = |parameters: &Parameters| -> Result<[Tensor; 4]> {
-            let [a, b, c, d] = parameters.tensors();
-            let one = |(_, shape, values): (_, Vec<usize>, &[f32])| Tensor::from_slice(values, shape, device);
-            Ok([one(a)?, one(b)?, one(c)?, one(d)?])
+        let copy = |parameters: &Parameters| -> Result<Vec<Tensor>> {
+            let tensors = parameters.tensors().into_iter();
+            tensors.map(|(_, shape, values)| Ok(Tensor::from_slice(values, shape, device)?)).collect()
         };
-        let [a, b, c, d] = copy(&state.weights)?;
-        let weights = [Var::from_tensor(&a)?, Var::from_tensor(&b)?, Var::from_tensor(&c)?, Var::from_tensor(&d)?];
-        let (first, second) = (copy(&state.first)?, copy(&state.second)?);
-        Ok(Self { width: state.weights.width, weights, first, second, step: state.step })
+        let weights = copy(&state.weights)?.iter().map(Var::from_tensor).collect::<Result<_, _>>()?;
+        Ok(Self {
+            width: state.weights.width,
+            own: state.weights.own.iter().map(|(name, _)| *name).collect(),
+            weights,
+            first: copy(&state.first)?,
+            second: copy(&state.second)?,
+            step: state.step,
+            threshold: state.threshold,
+            penalty_scale: state.penalty_scale,
+        })
     }
 
     /// Copies everything back.
     pub(super) fn download(&self) -> Result<State> {
-        let Self { width, weights, first, second, step } = self;
-        let weights = self::download(*width, weights.each_ref().map(Var::as_tensor))?;
-        let (first, second) = (self::download(*width, first.each_ref())?, self::download(*width, second.each_ref())?);
-        Ok(State { weights, first, second, step: *step })
+        let tensors: Vec<&Tensor> = self.weights.iter().map(Var::as_tensor).collect();
+        Ok(State {
+            weights: self.fetch(&tensors)?,
+            first: self.fetch(&self.first.iter().collect::<Vec<_>>())?,
+            second: self.fetch(&self.second.iter().collect::<Vec<_>>())?,
+            step: self.step,
+            threshold: self.threshold,
+            penalty_scale: self.penalty_scale,
+        })
     }
 
-    /// One training step on the rows `x`, `[n, d]`; gives the report and the norm of the gradients before clipping.
-    pub(super) fn step(&mut self, x: &[f32], l1_coefficient: f64, learning_rate: f64) -> Result<(BatchReport, f64)> {
-        let (report, gradients) = self.gradients(x, l1_coefficient)?;
-        let mut squares = 0.0;
-        for gradient in &gradients {
-            squares += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
-        }
-        let norm = squares.sqrt();
+    fn fetch(&self, tensors: &[&Tensor]) -> Result<Parameters> {
+        let values: Vec<Vec<f32>> =
+            tensors.iter().map(|t| t.flatten_all()?.to_vec1()).collect::<Result<_, candle_core::Error>>()?;
+        let mut values = values.into_iter();
+        let mut next = || values.next().unwrap_or_default();
+        let (w_enc, b_enc, w_dec, b_dec) = (next(), next(), next(), next());
+        let own = self.own.iter().map(|name| (*name, next())).collect();
+        Ok(Parameters { width: self.width, w_enc, b_enc, w_dec, b_dec, own })
+    }
+
+    /// One training step.
+    pub(super) fn step(&mut self, plan: &TrainPlan, input: StepInput<'_>, learning_rate: f64) -> Result<BatchReport> {
+        let (report, gradients) = self.gradients(plan, input)?;
         self.step += 1;
-        let step = scalars(self.step, learning_rate, clip_factor(norm));
+        let step = scalars(self.step, learning_rate, clip_factor(report.squared_gradient.sqrt()));
         for (i, gradient) in gradients.iter().enumerate() {
-            let (weight, first, second) = adam(&self.weights[i], &self.first[i], &self.second[i], gradient, step)?;
+            let (mut weight, first, second) = adam(&self.weights[i], &self.first[i], &self.second[i], gradient, step)?;
+            if i >= 4 && self.own[i - 4] == "threshold" {
+                weight = weight.relu()?;
+            }
             self.weights[i].set(&weight)?;
             (self.first[i], self.second[i]) = (first, second);
         }
-        Ok((report, norm))
+        Ok(report)
     }
 
-    /// The loss of the module [`super::loss`] and its gradients.
-    fn gradients(&self, x: &[f32], l1_coefficient: f64) -> Result<(BatchReport, [Tensor; 4])> {
-        let [w_enc, b_enc, w_dec, b_dec] = self.weights.each_ref().map(Var::as_tensor);
-        let n = x.len() / self.width;
-        let x = Tensor::from_slice(x, (n, self.width), b_dec.device())?;
-        let z = x.broadcast_sub(b_dec)?.matmul(&w_enc.t()?)?.broadcast_add(b_enc)?.relu()?;
-        let reconstruction = z.matmul(w_dec)?.broadcast_add(b_dec)?;
-        let mse = ((reconstruction - x)?.sqr()?.sum_all()? / n as f64)?;
-        let norms = w_dec.sqr()?.sum(D::Minus1)?.sqrt()?;
-        let l1 = (z.broadcast_mul(&norms)?.sum_all()? / n as f64)?;
-        let mut store = (&mse + (&l1 * l1_coefficient)?)?.backward()?;
-        let mut take = |weight: &Tensor| {
-            store.remove(weight).map(|g| g.detach()).ok_or_else(|| Error::Tensor {
-                action: "collecting gradients".into(),
-                source: Box::new(candle_core::Error::Msg("a weight has no gradient".into())),
-            })
+    /// The loss and its gradients, in the order of [`Parameters::tensors`].
+    fn gradients(&self, plan: &TrainPlan, input: StepInput<'_>) -> Result<(BatchReport, Vec<Tensor>)> {
+        let [w_enc, b_enc, w_dec, b_dec, own @ ..] = self.weights.as_slice() else {
+            return Err(no_gradient("four tensors"));
         };
-        let gradients = [take(w_enc)?, take(b_enc)?, take(w_dec)?, take(b_dec)?];
-        let fired = z.detach().gt(0f32)?.to_dtype(DType::F32)?.sum(0)?.to_vec1::<f32>()?;
-        let loss = Loss { mse: f64::from(mse.to_scalar::<f32>()?), l1: f64::from(l1.to_scalar::<f32>()?) };
+        let (w_enc, b_enc, w_dec, b_dec) = (w_enc.as_tensor(), b_enc.as_tensor(), w_dec.as_tensor(), b_dec.as_tensor());
+        let n = input.x.len() / self.width;
+        let x = Tensor::from_slice(input.x, (n, self.width), b_dec.device())?;
+        let centered = x.broadcast_sub(b_dec)?;
+        let pre = centered.matmul(&w_enc.t()?)?.broadcast_add(b_enc)?;
+        let norms = w_dec.sqr()?.sum(D::Minus1)?.sqrt()?;
+        let batch = Batch { x, centered, pre, w_enc, b_enc, w_dec, b_dec, own, norms, n };
+        let Forward { z, sparsity, auxiliary, least } = batch.forward(plan, input)?;
+        let mse = batch.squared_error(&batch.decode(&z)?)?;
+        let coefficient = input.coefficient * self.penalty_scale;
+        let mut total = mse.clone();
+        if let Some(sparsity) = &sparsity {
+            total = (total + (sparsity * coefficient)?)?;
+        }
+        for term in &auxiliary {
+            total = (total + term)?;
+        }
+        let mut store = total.backward()?;
+        let mut gradients = Vec::new();
+        let mut squared_gradient = 0.0;
+        for weight in &self.weights {
+            let gradient = match store.remove(weight.as_tensor()) {
+                Some(gradient) => gradient.detach(),
+                None => weight.zeros_like()?,
+            };
+            squared_gradient += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+            gradients.push(gradient);
+        }
+        let fired = z.detach().ne(0f32)?.to_dtype(DType::F32)?.sum(0)?.to_vec1::<f32>()?;
+        let scalar = |t: &Tensor| Ok::<_, Error>(f64::from(t.to_scalar::<f32>()?));
+        let mut loss = Loss { mse: scalar(&mse)?, ..Loss::default() };
+        loss.sparsity = sparsity.as_ref().map(scalar).transpose()?.unwrap_or_default();
+        for term in &auxiliary {
+            loss.auxiliary += scalar(term)?;
+        }
         let l0 = fired.iter().map(|count| f64::from(*count)).sum::<f64>() / n as f64;
         let fired = fired.into_iter().map(|count| count as u32).collect();
-        Ok((BatchReport { loss, l0, fired }, gradients))
+        Ok((BatchReport { loss, l0, fired, squared_gradient, least }, gradients))
     }
+}
+
+fn no_gradient(what: &str) -> Error {
+    Error::Tensor {
+        action: "collecting gradients".into(),
+        source: Box::new(candle_core::Error::Msg(format!("a dictionary without {what}"))),
+    }
+}
+
+impl Batch<'_> {
+    fn decode(&self, z: &Tensor) -> Result<Tensor> {
+        Ok(z.matmul(self.w_dec)?.broadcast_add(self.b_dec)?)
+    }
+
+    fn squared_error(&self, reconstruction: &Tensor) -> Result<Tensor> {
+        Ok(((reconstruction - &self.x)?.sqr()?.sum_all()? / self.n as f64)?)
+    }
+
+    fn forward(&self, plan: &TrainPlan, input: StepInput<'_>) -> Result<Forward> {
+        match &plan.method {
+            Method::Relu { lp_norm, p_anneal } => {
+                let z = self.pre.relu()?;
+                let v = z.broadcast_mul(&self.norms)?;
+                let p = if p_anneal.is_some() { input.exponent } else { *lp_norm };
+                let powers = if p == 1.0 { v } else { (v + 1e-15)?.powf(p)? };
+                let rows = powers.sum(D::Minus1)?;
+                let rows = if p == 1.0 || p_anneal.is_some() { rows } else { rows.powf(1.0 / p)? };
+                self.plain(z, Some(rows))
+            }
+            Method::Gated => {
+                let gate = self.pre.relu()?;
+                let open = self.pre.gt(0f32)?.to_dtype(DType::F32)?;
+                let [r_mag, b_mag] = self.own else { return Err(no_gradient("r_mag and b_mag")) };
+                let product = self.pre.broadcast_sub(self.b_enc)?;
+                let magnitude = product.broadcast_mul(&r_mag.exp()?)?.broadcast_add(b_mag)?.relu()?;
+                let rows = gate.broadcast_mul(&self.norms)?.sum(D::Minus1)?;
+                let by_gate = self.squared_error(&self.decode(&gate)?)?;
+                let plain = self.plain((open * magnitude)?, Some(rows))?;
+                Ok(Forward { auxiliary: vec![by_gate], ..plain })
+            }
+            Method::JumpRelu { .. } => self.jump_relu(&plan.method, input),
+            Method::TopK { .. } | Method::BatchTopK { .. } | Method::Matryoshka { .. } => {
+                self.chosen(&plan.method.top().unwrap_or_default(), input)
+            }
+        }
+    }
+
+    fn plain(&self, z: Tensor, rows: Option<Tensor>) -> Result<Forward> {
+        let sparsity = rows.map(|rows| rows.sum_all()? / self.n as f64).transpose()?;
+        Ok(Forward { z, sparsity, auxiliary: Vec::new(), least: None })
+    }
+
+    /// Straight-through estimators as terms that are zero and have the gradient wanted.
+    fn jump_relu(&self, method: &Method, input: StepInput<'_>) -> Result<Forward> {
+        let Method::JumpRelu { bandwidth, loss, tanh_scale, target_l0, ste_to_input, pre_act_loss_coefficient, .. } =
+            method
+        else {
+            return Err(no_gradient("thresholds"));
+        };
+        let [threshold] = self.own else { return Err(no_gradient("thresholds")) };
+        let fixed = threshold.as_tensor().detach();
+        let away = self.pre.detach().broadcast_sub(&fixed)?;
+        let active = away.gt(0f32)?.to_dtype(DType::F32)?;
+        let near = (away.abs()?.lt(bandwidth / 2.0)?.to_dtype(DType::F32)? / *bandwidth)?;
+        let mut moved = threshold.as_tensor().sub(&fixed)?.neg()?.broadcast_as(self.pre.shape())?;
+        if *ste_to_input {
+            moved = (moved + (&self.pre - self.pre.detach())?)?;
+        }
+        let z = ((&active * &self.pre)? + near.broadcast_mul(&fixed)?.mul(&moved)?)?;
+        let rows = match loss {
+            SparsityLoss::Tanh => (z.broadcast_mul(&self.norms)? * *tanh_scale)?.tanh()?.sum(D::Minus1)?,
+            SparsityLoss::Step | SparsityLoss::Quadratic => (&active + (near * moved)?)?.sum(D::Minus1)?,
+        };
+        let rows = match (loss, target_l0) {
+            (SparsityLoss::Quadratic, Some(target)) => ((rows - *target)?.sqr()? * (2.0 / target))?,
+            _ => rows,
+        };
+        let mut forward = self.plain(z, Some(rows))?;
+        if let Some(coefficient) = pre_act_loss_coefficient
+            && !input.dead.is_empty()
+        {
+            let dead = Tensor::from_slice(input.dead, input.dead.len(), self.pre.device())?;
+            let missing = self.pre.neg()?.broadcast_add(threshold.as_tensor())?.relu()?.broadcast_mul(&self.norms)?;
+            let term = (missing.index_select(&dead, 1)?.sum_all()? * (coefficient / self.n as f64))?;
+            forward.auxiliary.push(term);
+        }
+        Ok(forward)
+    }
+
+    fn chosen(&self, top: &Top, input: StepInput<'_>) -> Result<Forward> {
+        let keys = if top.rescale { self.pre.broadcast_mul(&self.norms)? } else { self.pre.clone() };
+        let (mask, least) = self.mask(&keys, top)?;
+        let z = (&self.pre * mask)?;
+        let mut forward = self.plain(z.clone(), None)?;
+        forward.least = least;
+        let f = self.b_enc.elem_count();
+        for &width in top.levels.iter().filter(|&&width| width < f) {
+            let part = z.narrow(1, 0, width)?.matmul(&self.w_dec.narrow(0, 0, width)?)?.broadcast_add(self.b_dec)?;
+            forward.auxiliary.push(self.squared_error(&part)?);
+        }
+        if !input.dead.is_empty() && top.aux_coefficient > 0.0 && top.k_aux > 0 {
+            let residual = (&self.x - self.decode(&z)?)?.detach();
+            let dead = Tensor::from_slice(input.dead, input.dead.len(), self.pre.device())?;
+            let (w_enc, b_enc) = (self.w_enc.index_select(&dead, 0)?, self.b_enc.index_select(&dead, 0)?);
+            let pre = self.centered.matmul(&w_enc.t()?)?.broadcast_add(&b_enc)?;
+            let k = top.k_aux.min(input.dead.len());
+            let chosen = (&pre * mask_of(&pre, k, f32::NEG_INFINITY)?)?;
+            let error = (chosen.matmul(&self.w_dec.index_select(&dead, 0)?)? - residual)?;
+            let share = (input.dead.len() as f64 / top.k_aux as f64).min(1.0);
+            let weight = top.aux_coefficient * share / self.n as f64;
+            forward.auxiliary.push((error.sqr()?.sum_all()? * weight)?);
+        }
+        Ok(forward)
+    }
+
+    /// 1 where an entry is chosen, and the least chosen value of a whole batch.
+    fn mask(&self, keys: &Tensor, top: &Top) -> Result<(Tensor, Option<f32>)> {
+        if !top.whole_batch {
+            return Ok((mask_of(keys, top.k as usize, 0.0)?, None));
+        }
+        let count = (top.k * self.n as f64) as usize;
+        let values = keys.detach().flatten_all()?.to_vec1::<f32>()?;
+        let positive = (0u32..).zip(&values).filter(|(_, value)| **value > 0.0);
+        let mut ranked: Vec<u64> = positive.map(|(at, value)| rank(*value, at)).collect();
+        ranked.sort_unstable_by(|a, b| b.cmp(a));
+        ranked.truncate(count);
+        let mut mask = vec![0f32; values.len()];
+        let chosen: Vec<usize> = ranked.iter().map(|rank| !(*rank as u32) as usize).collect();
+        chosen.iter().for_each(|&at| mask[at] = 1.0);
+        let least = chosen.last().map(|&at| values[at]);
+        Ok((Tensor::from_vec(mask, keys.shape(), keys.device())?, least))
+    }
+}
+
+/// 1 at the `k` largest entries above `floor` of every row.
+fn mask_of(keys: &Tensor, k: usize, floor: f32) -> Result<Tensor> {
+    let rows = keys.detach().to_vec2::<f32>()?;
+    let zeros = vec![0.0; rows.first().map_or(0, Vec::len)];
+    let mut top = TopK::new(k, floor);
+    let mut mask = vec![0f32; keys.elem_count()];
+    for (row, mask) in rows.iter().zip(mask.chunks_exact_mut(zeros.len().max(1))) {
+        top.clear();
+        top.offer(row, &zeros, 0);
+        top.finish().0.iter().for_each(|&at| mask[at as usize] = 1.0);
+    }
+    Ok(Tensor::from_vec(mask, keys.shape(), keys.device())?)
 }
 
 /// As [`crate::ops::adam`]: the new weight and moments.
@@ -98,115 +315,6 @@ fn adam(w: &Tensor, m: &Tensor, v: &Tensor, g: &Tensor, step: AdamStep) -> Resul
     Ok((w, m, v))
 }
 
-fn download(width: usize, tensors: [&Tensor; 4]) -> Result<Parameters> {
-    let [w_enc, b_enc, w_dec, b_dec] = tensors.map(|t| t.flatten_all()?.to_vec1::<f32>());
-    Ok(Parameters { width, w_enc: w_enc?, b_enc: b_enc?, w_dec: w_dec?, b_dec: b_dec? })
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dictionary::train::loss::naive;
-    use crate::dictionary::train::optimiser;
-    use crate::dictionary::train::step::Workspace;
-    use crate::ops::gemm::tests::{numbers, with_threads};
-
-    /// Odd sizes, a bias everywhere, rows of which only some fire.
-    fn example(d: usize, f: usize, n: usize) -> (Parameters, Vec<f32>) {
-        let mut weights = Parameters::initial(d, f, 0.5, numbers(d, "b_dec"), 9);
-        weights.w_enc = numbers(f * d, "w_enc");
-        weights.b_enc = numbers(f, "b_enc");
-        (weights, numbers(n * d, "x").iter().map(|x| x * 3.0).collect())
-    }
-
-    fn close(a: &[f32], b: &[f32], tolerance: f32) -> bool {
-        let scale = b.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        a.len() == b.len() && scale > 0.0 && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= tolerance * scale)
-    }
-
-    #[test]
-    fn sparse_and_tiled_gradients_equal_automatic_differentiation() {
-        for (d, f, n) in [(7, 13, 5), (19, 300, 131), (33, 64, 300)] {
-            let (weights, x) = example(d, f, n);
-            let twin = DenseState::upload(&State::new(weights.clone()), &Device::Cpu).unwrap();
-            let (expected, tensors) = twin.gradients(&x, 0.7).unwrap();
-            let expected_gradients = download(d, tensors.each_ref()).unwrap();
-            for dense_above in [0.0, 1.0] {
-                let mut workspace = Workspace::new(d, f);
-                workspace.dense_above = dense_above;
-                let report = workspace.gradients(&weights, &x, 0.7);
-                assert_eq!(report.fired, expected.fired);
-                assert!((report.loss.mse / expected.loss.mse - 1.0).abs() < 1e-4);
-                assert!((report.loss.l1 / expected.loss.l1 - 1.0).abs() < 1e-4);
-                let pairs = workspace.gradients.tensors().into_iter().zip(expected_gradients.tensors());
-                for ((name, _, ours), (_, _, theirs)) in pairs {
-                    assert!(close(ours, theirs, 1e-4), "{name} with d {d}, f {f}, n {n}, {dense_above}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn gradients_equal_finite_differences() {
-        let (mut weights, x) = example(3, 7, 5);
-        let mut workspace = Workspace::new(3, 7);
-        workspace.gradients(&weights, &x, 0.7);
-        let gradients = workspace.gradients.clone();
-        let step = 1e-3f32;
-        for (tensor, (name, _, expected)) in gradients.tensors().into_iter().enumerate() {
-            for (i, expected) in expected.iter().enumerate() {
-                let mut at = |change: f32| {
-                    let value = weights.tensors_mut()[tensor][i];
-                    weights.tensors_mut()[tensor][i] = value + change;
-                    let moved = weights.tensors_mut()[tensor][i] - value;
-                    let loss = naive(&weights, &x).total(0.7);
-                    weights.tensors_mut()[tensor][i] = value;
-                    (f64::from(moved), loss)
-                };
-                let ((up, loss_up), (down, loss_down)) = (at(step), at(-step));
-                let difference = (loss_up - loss_down) / (up - down);
-                let wrong = (difference - f64::from(*expected)).abs() / (1.0 + difference.abs());
-                assert!(wrong < 1e-3, "{name}[{i}]: {expected} against {difference}");
-            }
-        }
-    }
-
-    #[test]
-    fn both_steps_walk_the_same_path() {
-        let (weights, x) = example(11, 40, 64);
-        let mut ours = State::new(weights.clone());
-        let mut twin = DenseState::upload(&ours, &Device::Cpu).unwrap();
-        let mut workspace = Workspace::new(11, 40);
-        for step in 1..=10 {
-            let learning_rate = 0.01 / f64::from(step);
-            let report = workspace.gradients(&ours.weights, &x, 0.7);
-            let norm = optimiser::update(&mut ours, &workspace.gradients, learning_rate);
-            let (twin_report, twin_norm) = twin.step(&x, 0.7, learning_rate).unwrap();
-            assert!((norm / twin_norm - 1.0).abs() < 1e-3, "{norm} {twin_norm}");
-            assert!((report.loss.mse / twin_report.loss.mse - 1.0).abs() < 1e-3);
-        }
-        let twin = twin.download().unwrap();
-        assert_eq!(ours.step, twin.step);
-        for ((name, _, ours), (_, _, twin)) in ours.weights.tensors().into_iter().zip(twin.weights.tensors()) {
-            assert!(close(ours, twin, 1e-3), "{name}");
-        }
-        assert!(!close(&ours.weights.w_dec, &weights.w_dec, 1e-2), "the weights moved");
-    }
-
-    #[test]
-    fn the_bits_do_not_depend_on_the_threads() {
-        for dense_above in [0.0, 1.0] {
-            let run = || {
-                let (weights, x) = example(17, 300, 400);
-                let (mut state, mut workspace) = (State::new(weights), Workspace::new(17, 300));
-                workspace.dense_above = dense_above;
-                for _ in 0..3 {
-                    workspace.gradients(&state.weights, &x, 0.7);
-                    optimiser::update(&mut state, &workspace.gradients, 0.01);
-                }
-                state
-            };
-            assert_eq!(with_threads(1, run), with_threads(2, run));
-        }
-    }
-}
+#[path = "dense_tests.rs"]
+mod tests;

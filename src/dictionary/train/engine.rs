@@ -7,8 +7,19 @@ use candle_core::Device;
 use super::dense::DenseState;
 use super::optimiser;
 use super::parameters::State;
-use super::step::{BatchReport, Workspace};
+use super::settings::TrainPlan;
+use super::step::{self, BatchReport, StepInput, Workspace};
 use crate::base::Result;
+use crate::ops::threads;
+
+/// Moves the threshold that replaces batch-wide selection after training towards the least activation of a batch. The
+/// first batch sets it, so that it is not low for the first hundreds of steps, as SAELens' is, which starts at 0.
+fn follow_threshold(plan: &TrainPlan, least: Option<f32>, threshold: &mut f64) {
+    if let (Some(rate), Some(least)) = (plan.method.threshold_rate(), least) {
+        let least = f64::from(least);
+        *threshold = if *threshold == 0.0 { least } else { (1.0 - rate) * *threshold + rate * least };
+    }
+}
 
 /// The training state with what advances it.
 #[derive(Debug)]
@@ -21,25 +32,55 @@ pub(super) enum Engine {
 
 impl Engine {
     /// Takes `state` to `device`.
-    pub(super) fn new(state: State, device: &Device) -> Result<Self> {
+    pub(super) fn new(state: State, plan: &TrainPlan, device: &Device) -> Result<Self> {
         if device.is_cpu() {
-            let workspace = Workspace::new(state.weights.width, state.weights.features());
+            let workspace = Workspace::new(&state.weights, plan.dtype);
             return Ok(Self::Sparse(Box::new((state, workspace))));
         }
         Ok(Self::Dense(device.clone(), Box::new(DenseState::upload(&state, device)?)))
     }
 
-    /// One training step on scaled rows `x`, `[n, d]`; gives the report and the gradients' norm before clipping.
-    pub(super) fn step(&mut self, x: &[f32], l1_coefficient: f64, learning_rate: f64) -> Result<(BatchReport, f64)> {
+    /// One training step; gives the report and the gradients' norm before clipping.
+    pub(super) fn step(
+        &mut self,
+        plan: &TrainPlan,
+        input: StepInput<'_>,
+        learning_rate: f64,
+    ) -> Result<(BatchReport, f64)> {
         match self {
             Self::Sparse(both) => {
                 let (state, workspace) = both.as_mut();
-                let report = workspace.gradients(&state.weights, x, l1_coefficient);
-                let norm = optimiser::update(state, &workspace.gradients, learning_rate);
+                let report = threads::in_pool(|| {
+                    let report = workspace.gradients(state, plan, input);
+                    optimiser::update(state, &workspace.gradients, report.squared_gradient.sqrt(), learning_rate);
+                    report
+                });
+                follow_threshold(plan, report.least, &mut state.threshold);
+                let norm = report.squared_gradient.sqrt();
                 Ok((report, norm))
             }
-            Self::Dense(_, state) => state.step(x, l1_coefficient, learning_rate),
+            Self::Dense(_, state) => {
+                let report = state.step(plan, input, learning_rate)?;
+                follow_threshold(plan, report.least, &mut state.threshold);
+                let norm = report.squared_gradient.sqrt();
+                Ok((report, norm))
+            }
         }
+    }
+
+    /// Before the penalty's exponent moves from `before`: changes its coefficient so that the penalty of this batch
+    /// stays what it was (Karvonen et al. 2024, p-annealing).
+    pub(super) fn anneal(&mut self, input: StepInput<'_>, before: f64) -> Result<()> {
+        if before == input.exponent {
+            return Ok(());
+        }
+        let state = self.state()?;
+        let size = |exponent| step::penalty(&state, input.x, exponent);
+        let (old, new) = (size(before), size(input.exponent));
+        if old > 0.0 && new > 0.0 {
+            self.edit(|state| state.penalty_scale *= old / new)?;
+        }
+        Ok(())
     }
 
     /// The state in this machine's memory.

@@ -18,12 +18,14 @@ pub struct MetricsLine {
     pub step: u64,
     /// Rows seen.
     pub n_training_samples: u64,
-    /// `mse + l1_coefficient · l1`.
+    /// `mse + coefficient · sparsity + auxiliary`.
     pub loss: f64,
     /// Squared error, summed over the width.
     pub mse: f64,
-    /// Decoder-norm-weighted sum of activations.
-    pub l1: f64,
+    /// The penalty, without its coefficient: for relu the decoder-norm-weighted sum of activations.
+    pub sparsity: f64,
+    /// Other terms of the loss, coefficients included: the dead features' reconstruction, the gate's, narrower widths'.
+    pub auxiliary: f64,
     /// R² of the batch.
     pub explained_variance: f64,
     /// Mean number of active features.
@@ -35,7 +37,7 @@ pub struct MetricsLine {
     /// Of this step.
     pub learning_rate: f64,
     /// Of this step.
-    pub l1_coefficient: f64,
+    pub coefficient: f64,
     /// Norm of all gradients before clipping.
     pub grad_norm: f64,
     /// R² on held-out rows, where it was measured.

@@ -19,10 +19,14 @@ mod checkpoint;
 mod dead;
 mod dense;
 mod engine;
+mod finish;
 mod log;
 mod loss;
+mod method;
+mod operand;
 mod optimiser;
 mod parameters;
+mod resume;
 mod rows;
 mod run;
 mod schedule;
@@ -30,7 +34,9 @@ mod settings;
 mod step;
 #[cfg(test)]
 mod tests;
+mod trainer;
 
 pub use log::{METRICS_FILE, MetricsLine};
-pub use run::{TrainRun, TrainSummary, train};
-pub use settings::{DeadFeatures, DecoderBias, TrainArchitecture, TrainPlan, TrainSettings};
+pub use run::{Member, SweepRun, TrainRun, TrainSummary, train, train_sweep};
+pub use method::SparsityLoss;
+pub use settings::{Method, DeadFeatures, DecoderBias, TrainArchitecture, TrainPlan, TrainSettings};

@@ -32,9 +32,9 @@ pub(super) fn clip_factor(norm: f64) -> f64 {
     (MAX_GRADIENT_NORM / (norm + 1e-6)).min(1.0)
 }
 
-/// One update of all weights; gives the norm of the gradients before clipping.
-pub(super) fn update(state: &mut State, gradients: &Parameters, learning_rate: f64) -> f64 {
-    let norm = global_norm(gradients);
+/// One update of all weights by gradients of global norm `norm`. Thresholds stay at 0 or above: below, they would let
+/// negative pre-activations through.
+pub(super) fn update(state: &mut State, gradients: &Parameters, norm: f64, learning_rate: f64) {
     state.step += 1;
     let step = scalars(state.step, learning_rate, clip_factor(norm));
     let State { weights, first, second, .. } = state;
@@ -46,7 +46,9 @@ pub(super) fn update(state: &mut State, gradients: &Parameters, learning_rate: f
             .zip(g.par_chunks(CHUNK))
             .for_each(|(((w, m), v), g)| ops::adam(w, m, v, g, step));
     }
-    norm
+    if let Some((_, threshold)) = weights.own.iter_mut().find(|(name, _)| *name == "threshold") {
+        threshold.iter_mut().for_each(|t| *t = t.max(0.0));
+    }
 }
 
 /// Adam's scalars at step `t`, counted from 1.
@@ -65,12 +67,13 @@ pub(super) fn scalars(t: u64, learning_rate: f64, gradient_scale: f64) -> AdamSt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dictionary::train::TrainArchitecture;
 
     #[test]
     fn long_gradients_are_clipped_and_short_ones_are_not() {
         assert_eq!(clip_factor(0.5), 1.0);
         assert!((clip_factor(4.0) - 0.25).abs() < 1e-6);
-        let mut gradients = Parameters::zeros(2, 1);
+        let mut gradients = Parameters::zeros(TrainArchitecture::Relu, 2, 1);
         gradients.w_dec = vec![3.0, 0.0];
         gradients.b_dec = vec![0.0, 4.0];
         assert!((global_norm(&gradients) - 5.0).abs() < 1e-6);
@@ -78,12 +81,12 @@ mod tests {
 
     #[test]
     fn every_tensor_moves_against_its_gradient() {
-        let mut state = State::new(Parameters::zeros(2, 3));
-        let mut gradients = Parameters::zeros(2, 3);
+        let mut state = State::new(Parameters::zeros(TrainArchitecture::Gated, 2, 3));
+        let mut gradients = Parameters::zeros(TrainArchitecture::Gated, 2, 3);
         for tensor in gradients.tensors_mut() {
             tensor.fill(0.1);
         }
-        update(&mut state, &gradients, 0.01);
+        update(&mut state, &gradients, 0.5, 0.01);
         for (name, _, values) in state.weights.tensors() {
             assert!(values.iter().all(|w| (w + 0.01).abs() < 1e-5), "{name} {values:?}");
         }

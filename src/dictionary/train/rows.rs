@@ -2,7 +2,6 @@
 
 use std::sync::mpsc;
 
-use super::settings::TrainPlan;
 use crate::base::{Progress, Result, Unit};
 use crate::dictionary::Dictionary;
 use crate::dictionary::metrics::{Metrics, MetricsReport, column_sums};
@@ -12,62 +11,92 @@ use crate::store::RowSource;
 /// Held-out rows that are encoded at once.
 const HELDOUT_BATCH: u64 = 4096;
 
-/// The input scale and the mean row, from the first batches.
-pub(super) fn estimate(
-    plan: &TrainPlan,
-    source: &mut dyn RowSource,
-    progress: &dyn Progress,
-) -> Result<(f32, Vec<f64>)> {
-    let batches = plan.n_batches_for_norm.min(source.rows().div_ceil(plan.batch_size as u64)).max(1);
-    progress.begin("measuring norms", batches * plan.batch_size as u64, Unit::Tokens);
-    let mut norms = ScaleEstimate::new(plan.d_in);
-    let mut sum = vec![0.0; plan.d_in];
-    let mut batch = Vec::new();
-    source.seek(0)?;
-    for _ in 0..batches {
-        source.next_batch(plan.batch_size, &mut batch)?;
-        norms.add(&batch);
-        sum.iter_mut().zip(column_sums(&batch, plan.d_in)).for_each(|(sum, part)| *sum += part);
-        progress.advance(plan.batch_size as u64);
-    }
-    progress.end();
-    let rows = (batches * plan.batch_size as u64) as f64;
-    Ok((norms.scale()?, sum.into_iter().map(|sum| sum / rows).collect()))
+/// What the first rows of a hook say about the others.
+#[derive(Debug, Clone)]
+pub(super) struct Estimate {
+    /// The factor that gives rows a mean norm of `√d`.
+    pub(super) scale: f32,
+    /// The mean row, unscaled.
+    pub(super) mean: Vec<f64>,
 }
 
-/// Measures `dictionary` on the first `rows` rows of `source`.
-pub(super) fn evaluate(dictionary: &Dictionary, source: &mut dyn RowSource, rows: u64) -> Result<MetricsReport> {
-    let mut metrics = Metrics::new(dictionary.d_out(), dictionary.d_sae());
+/// Estimates from the first `batches` batches of `rows` rows, or one pass where that is less; one estimate a hook.
+pub(super) fn estimate(
+    source: &mut dyn RowSource,
+    rows: usize,
+    batches: u64,
+    progress: &dyn Progress,
+) -> Result<Vec<Estimate>> {
+    let widths = source.widths().to_vec();
+    let batches = batches.min(source.rows().div_ceil(rows as u64)).max(1);
+    progress.begin("measuring norms", batches * rows as u64, Unit::Tokens);
+    let mut hooks: Vec<_> = widths.iter().map(|&d| (ScaleEstimate::new(d), vec![0.0; d])).collect();
+    let mut buffers = vec![Vec::new(); widths.len()];
+    let mut read = || -> Result<()> {
+        source.seek(0)?;
+        for _ in 0..batches {
+            source.next_batch(rows, &mut buffers)?;
+            for (((norms, sum), batch), &d) in hooks.iter_mut().zip(&buffers).zip(&widths) {
+                norms.add(batch);
+                sum.iter_mut().zip(column_sums(batch, d)).for_each(|(sum, part)| *sum += part);
+            }
+            progress.advance(rows as u64);
+        }
+        Ok(())
+    };
+    let outcome = read();
+    progress.end();
+    outcome?;
+    let n = (batches * rows as u64) as f64;
+    let estimate = |(norms, sum): (ScaleEstimate, Vec<f64>)| {
+        Ok(Estimate { scale: norms.scale()?, mean: sum.into_iter().map(|sum| sum / n).collect() })
+    };
+    hooks.into_iter().map(estimate).collect()
+}
+
+/// Measures each dictionary, beside the number of its hook, on the first `rows` rows of `source`.
+pub(super) fn evaluate(
+    dictionaries: &[(usize, Dictionary)],
+    source: &mut dyn RowSource,
+    rows: u64,
+) -> Result<Vec<MetricsReport>> {
+    let mut metrics: Vec<Metrics> = dictionaries.iter().map(|(_, d)| Metrics::new(d.d_out(), d.d_sae())).collect();
     let mut left = rows.min(source.rows());
-    let mut batch = Vec::new();
+    let mut buffers = vec![Vec::new(); source.widths().len()];
     source.seek(0)?;
     while left > 0 {
         let n = left.min(HELDOUT_BATCH);
-        source.next_batch(n as usize, &mut batch)?;
-        let codes = dictionary.encode(&batch)?;
-        metrics.add(&batch, &dictionary.decode(&codes)?, &codes)?;
+        source.next_batch(n as usize, &mut buffers)?;
+        for ((hook, dictionary), metrics) in dictionaries.iter().zip(&mut metrics) {
+            let x = &buffers[*hook];
+            let codes = dictionary.encode(x)?;
+            metrics.add(x, &dictionary.decode(&codes)?, &codes)?;
+        }
         left -= n;
     }
-    Ok(metrics.report())
+    Ok(metrics.iter().map(Metrics::report).collect())
 }
 
-/// Calls `use_batch` with each of the next `batches` batches, scaled, while a thread reads the one after it.
+/// Calls `use_batch` with each of the next `batches` batches, scaled by the factor of their hook, while a thread
+/// reads the one after it.
 pub(super) fn with_batches(
     source: &mut dyn RowSource,
     rows: usize,
     batches: u64,
-    scale: f32,
-    mut use_batch: impl FnMut(&[f32]) -> Result<()>,
+    scales: &[f32],
+    mut use_batch: impl FnMut(&[Vec<f32>]) -> Result<()>,
 ) -> Result<()> {
     std::thread::scope(|scope| {
-        let (full, filled) = mpsc::sync_channel::<Result<Vec<f32>>>(1);
-        let (empty, emptied) = mpsc::channel::<Vec<f32>>();
+        let (full, filled) = mpsc::sync_channel::<Result<Vec<Vec<f32>>>>(1);
+        let (empty, emptied) = mpsc::channel::<Vec<Vec<f32>>>();
         scope.spawn(move || {
             for _ in 0..batches {
-                let mut batch = emptied.try_recv().unwrap_or_default();
+                let mut batch = emptied.try_recv().unwrap_or_else(|_| vec![Vec::new(); scales.len()]);
                 let read = source.next_batch(rows, &mut batch).map(|()| {
-                    for x in &mut batch {
-                        *x *= scale;
+                    for (values, scale) in batch.iter_mut().zip(scales) {
+                        for x in values {
+                            *x *= scale;
+                        }
                     }
                     batch
                 });

@@ -1,28 +1,22 @@
-//! The loop: batches from a source, steps, measurements, checkpoints, and the finished dictionary.
+//! The loop: batches from a source, a step of every dictionary on each, measurements, checkpoints, and the finished
+//! directories.
 
-use std::path::Path;
+use std::fs;
 use std::time::Instant;
 
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use super::checkpoint::{self, Checkpoint};
-use super::dead::{self, Activity};
-use super::engine::Engine;
-use super::log::{METRICS_FILE, MetricsLine, MetricsLog};
-use super::parameters::{Parameters, State};
-use super::rows::{estimate, evaluate, total_variance, with_batches};
-use super::schedule;
-use super::settings::{DeadFeatures, DecoderBias, TrainPlan, TrainSettings};
-use super::step::BatchReport;
+use super::log::MetricsLine;
+use super::resume::latest_common;
+use super::rows::{estimate, evaluate, with_batches};
+use super::settings::{TrainPlan, TrainSettings};
+use super::trainer::{Seat, Trainer};
 use crate::base::{Artifact, Error, Progress, Result, Unit};
+use crate::dictionary::Metadata;
 use crate::dictionary::metrics::MetricsReport;
-use crate::dictionary::{Architecture, Dictionary, DictionaryConfig, Metadata, io};
 use crate::store::RowSource;
 
-/// The run is measured on held-out rows this many times.
-const HELDOUT_MEASUREMENTS: u64 = 20;
 /// Held-out rows at the end, as a multiple of those measured on the way.
 const FINAL_HELDOUT: u64 = 8;
 
@@ -39,6 +33,36 @@ pub struct TrainRun<'a> {
     /// Where to compute.
     pub device: &'a Device,
     /// The output; checkpoints found in it are continued.
+    pub out: &'a Artifact,
+    /// Receives the table.
+    pub progress: &'a dyn Progress,
+}
+
+/// One of several dictionaries that are trained on the same batches.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// Its directory inside the output, and what tables call it.
+    pub name: String,
+    /// Which of the source's hooks it learns from.
+    pub hook: usize,
+    /// The settings.
+    pub settings: TrainSettings,
+    /// Where the rows come from; training adds its own part.
+    pub metadata: Metadata,
+}
+
+/// Several dictionaries trained in one pass over the rows: every batch is read once and every member takes a step on
+/// it. A member ends with the bits that it would have in a run of its own on the same rows.
+pub struct SweepRun<'a> {
+    /// Rows to train on.
+    pub source: &'a mut dyn RowSource,
+    /// Rows of other text to measure on.
+    pub heldout: Option<&'a mut dyn RowSource>,
+    /// The dictionaries. They agree in what concerns the batches: batch size, steps, checkpoints, norm estimate.
+    pub members: Vec<Member>,
+    /// Where to compute.
+    pub device: &'a Device,
+    /// The output, with a directory a member; checkpoints found in it are continued.
     pub out: &'a Artifact,
     /// Receives the table.
     pub progress: &'a dyn Progress,
@@ -69,242 +93,277 @@ pub struct TrainSummary {
 /// `Interrupted`, after a checkpoint, when the user stops the run; whatever the source returns.
 pub fn train(run: TrainRun) -> Result<TrainSummary> {
     let TrainRun { source, heldout, settings, metadata, device, out, progress } = run;
-    let plan = settings.plan(source.width(), source.rows())?;
+    let plan = settings.plan(width(&*source, 0)?, source.rows())?;
+    let seat = Seat { name: String::new(), hook: 0, plan, dir: out.dir().into() };
+    let seats = vec![(seat, metadata)];
+    let mut summaries = train_all(Rows { source, heldout }, seats, device, progress)?;
+    summaries.pop().ok_or_else(nobody)
+}
+
+/// Trains every member and writes it into the directory of its name inside the output. The caller finishes the
+/// [`Artifact`]. Summaries come in the order of the members.
+///
+/// # Errors
+/// As [`train`]; `Mismatch` when members do not agree about the batches.
+pub fn train_sweep(run: SweepRun) -> Result<Vec<TrainSummary>> {
+    let SweepRun { source, heldout, members, device, out, progress } = run;
+    let mut seats = Vec::with_capacity(members.len());
+    for Member { name, hook, settings, metadata } in members {
+        let plan = settings.plan(width(&*source, hook)?, source.rows())?;
+        let dir = out.dir().join(&name);
+        fs::create_dir_all(&dir).map_err(Error::io("make the directory of a run", &dir))?;
+        seats.push((Seat { name, hook, plan, dir }, metadata));
+    }
+    check_batches(&seats)?;
+    train_all(Rows { source, heldout }, seats, device, progress)
+}
+
+fn width(source: &dyn RowSource, hook: usize) -> Result<usize> {
+    let widths = source.widths();
+    widths.get(hook).copied().ok_or_else(|| Error::Unknown {
+        kind: "hook number of the rows",
+        found: hook.to_string(),
+        nearest: (0..widths.len()).map(|i| i.to_string()).collect(),
+    })
+}
+
+fn nobody() -> Error {
+    Error::flag("--sweep", "at least one run", "none", "add a [[run]] to the file")
+}
+
+/// Checks that all members use the batches in the same way.
+fn check_batches(seats: &[(Seat, Metadata)]) -> Result<()> {
+    let shared = |plan: &TrainPlan| {
+        [
+            ("batch_size", plan.batch_size as u64),
+            ("steps", plan.steps),
+            ("checkpoint_every", plan.checkpoint_every),
+            ("n_batches_for_norm", plan.n_batches_for_norm),
+            ("heldout_rows", plan.heldout_rows),
+        ]
+    };
+    let Some((first, others)) = seats.split_first() else { return Err(nobody()) };
+    for (other, _) in others {
+        for ((key, left), (_, right)) in shared(&first.0.plan).into_iter().zip(shared(&other.plan)) {
+            if left != right {
+                return Err(Error::Mismatch {
+                    what: "two runs on the same batches",
+                    left: format!("{key} {left} in '{}'", first.0.name),
+                    right: format!("{right} in '{}'", other.name),
+                    remedy: format!("give {key} once, for all runs"),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The two streams that a run reads.
+struct Rows<'a> {
+    source: &'a mut dyn RowSource,
+    heldout: Option<&'a mut dyn RowSource>,
+}
+
+/// Trains `seats` together. There is at least one, and all agree about the batches.
+fn train_all<'a>(
+    rows: Rows<'a>,
+    seats: Vec<(Seat, Metadata)>,
+    device: &Device,
+    progress: &'a dyn Progress,
+) -> Result<Vec<TrainSummary>> {
+    let Rows { source, heldout } = rows;
     if let Some(heldout) = &heldout
-        && heldout.width() != plan.d_in
+        && heldout.widths() != source.widths()
     {
         return Err(Error::Mismatch {
             what: "widths of training and held-out rows",
-            left: format!("{} in training", plan.d_in),
-            right: format!("{} held out", heldout.width()),
+            left: format!("{:?} in training", source.widths()),
+            right: format!("{:?} held out", heldout.widths()),
             remedy: "measure on rows of the same hook of the same model".into(),
         });
     }
-    let resumed = checkpoint::latest(out.dir(), &plan, progress)?;
-    let trainer = match resumed {
-        Some(checkpoint) => Trainer::resume(plan, checkpoint, heldout, device, out.dir(), progress)?,
-        None => Trainer::start(plan, source, heldout, device, out.dir(), progress)?,
+    let (seats, metadata): (Vec<Seat>, Vec<Metadata>) = seats.into_iter().unzip();
+    let trainers = open(seats, source, device, progress)?;
+    let mut together = Together::new(trainers, heldout, progress)?;
+    source.seek(together.step * together.batch_size as u64)?;
+    together.run(source)?;
+    together.finish(metadata)
+}
+
+/// The trainers where their last common checkpoint left them, or new ones.
+fn open(
+    seats: Vec<Seat>,
+    source: &mut dyn RowSource,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Vec<Trainer>> {
+    if let Some(checkpoints) = latest_common(&seats, progress)? {
+        let pairs = seats.into_iter().zip(checkpoints);
+        return pairs.map(|(seat, checkpoint)| Trainer::resume(seat, checkpoint, device)).collect();
+    }
+    let Some(TrainPlan { batch_size, n_batches_for_norm, .. }) = seats.first().map(|seat| &seat.plan) else {
+        return Err(nobody());
     };
-    source.seek(trainer.step * trainer.plan.batch_size as u64)?;
-    trainer.run(source, metadata)
+    let estimates = estimate(source, *batch_size, *n_batches_for_norm, progress)?;
+    seats
+        .into_iter()
+        .map(|seat| {
+            let estimate = &estimates[seat.hook];
+            Trainer::start(seat, estimate, device)
+        })
+        .collect()
 }
 
-/// A run in progress.
-struct Trainer<'a> {
-    plan: TrainPlan,
-    dir: &'a Path,
-    progress: &'a dyn Progress,
+/// Trainers in step with each other.
+struct Together<'a> {
+    trainers: Vec<Trainer>,
     heldout: Option<&'a mut dyn RowSource>,
-    engine: Engine,
-    activity: Activity,
-    scale: f32,
+    progress: &'a dyn Progress,
+    batch_size: usize,
+    steps: u64,
+    checkpoint_every: u64,
+    heldout_rows: u64,
     step: u64,
-    resampled: u64,
-    metrics: MetricsLog,
-    last: Option<MetricsLine>,
+    /// The step of the last checkpoint.
+    saved: u64,
+    /// Step and time of the last row of the table.
+    row: (u64, Instant),
 }
 
-impl<'a> Trainer<'a> {
-    fn start(
-        plan: TrainPlan,
-        source: &mut dyn RowSource,
-        heldout: Option<&'a mut dyn RowSource>,
-        device: &Device,
-        dir: &'a Path,
-        progress: &'a dyn Progress,
-    ) -> Result<Self> {
-        let (scale, mean) = estimate(&plan, source, progress)?;
-        let b_dec = match plan.decoder_bias {
-            DecoderBias::Mean => mean.iter().map(|m| (m * f64::from(scale)) as f32).collect(),
-            DecoderBias::Zero => vec![0.0; plan.d_in],
-        };
-        let weights = Parameters::initial(plan.d_in, plan.d_sae, plan.decoder_init_norm, b_dec, plan.seed);
-        let activity = Activity::new(plan.d_sae);
-        let engine = Engine::new(State::new(weights), device)?;
-        let metrics = MetricsLog::open(dir, 0)?;
-        Ok(Self { plan, dir, progress, heldout, engine, activity, scale, step: 0, resampled: 0, metrics, last: None })
+impl<'a> Together<'a> {
+    fn new(trainers: Vec<Trainer>, heldout: Option<&'a mut dyn RowSource>, progress: &'a dyn Progress) -> Result<Self> {
+        let first = trainers.first().ok_or_else(nobody)?;
+        let TrainPlan { batch_size, steps, checkpoint_every, heldout_rows, .. } = first.seat.plan;
+        let step = first.steps_taken();
+        if step > 0 {
+            progress.line(&format!("continuing after step {step} of {steps}"));
+        }
+        let row = (step, Instant::now());
+        let saved = step;
+        Ok(Self { trainers, heldout, progress, batch_size, steps, checkpoint_every, heldout_rows, step, saved, row })
     }
 
-    fn resume(
-        plan: TrainPlan,
-        checkpoint: Checkpoint,
-        heldout: Option<&'a mut dyn RowSource>,
-        device: &Device,
-        dir: &'a Path,
-        progress: &'a dyn Progress,
-    ) -> Result<Self> {
-        let Checkpoint { header, state, activity } = checkpoint;
-        let metrics = MetricsLog::open(dir, header.metrics_bytes)?;
-        let last = metrics.last()?;
-        progress.line(&format!("continuing after step {} of {}", header.step, plan.steps));
-        let engine = Engine::new(state, device)?;
-        let (scale, step, resampled) = (header.scale, header.step, header.resampled);
-        Ok(Self { plan, dir, progress, heldout, engine, activity, scale, step, resampled, metrics, last })
-    }
-
-    fn run(mut self, source: &mut dyn RowSource, metadata: Metadata) -> Result<TrainSummary> {
-        let rows = self.plan.batch_size as u64;
-        self.progress.begin("training", self.plan.steps * rows, Unit::Tokens);
+    fn run(&mut self, source: &mut dyn RowSource) -> Result<()> {
+        let rows = self.batch_size as u64;
+        self.progress.begin("training", self.steps * rows, Unit::Tokens);
         self.progress.set(self.step * rows);
-        self.progress.line(&MetricsLine::table_head());
-        let left = self.plan.steps - self.step;
-        let result = with_batches(source, self.plan.batch_size, left, self.scale, |x| self.one(x));
+        let margin = self.name_width();
+        self.progress.line(&format!("{:margin$}{}", "", MetricsLine::table_head()));
+        self.row.1 = Instant::now();
+        let mut scales = vec![1.0; source.widths().len()];
+        for trainer in &self.trainers {
+            scales[trainer.seat.hook] = trainer.scale;
+        }
+        let (n, left) = (self.batch_size, self.steps - self.step);
+        let result = with_batches(source, n, left, &scales, |batches| self.one(batches));
         self.progress.end();
-        result?;
-        self.finish(metadata)
+        match result {
+            // The source noticed first that the user stopped the run.
+            Err(Error::Interrupted { .. }) if self.step > self.saved => {
+                self.checkpoint()?;
+                Err(self.stopped())
+            }
+            other => other,
+        }
     }
 
-    /// One step and whatever is due after it.
-    fn one(&mut self, x: &[f32]) -> Result<()> {
-        let begun = Instant::now();
-        let learning_rate = schedule::learning_rate(&self.plan, self.step);
-        let l1_coefficient = schedule::l1_coefficient(&self.plan, self.step);
-        let (report, grad_norm) = self.engine.step(x, l1_coefficient, learning_rate)?;
+    /// Characters that names take at the left of the table.
+    fn name_width(&self) -> usize {
+        let longest = self.trainers.iter().map(|t| t.seat.name.chars().count()).max().unwrap_or(0);
+        if longest == 0 { 0 } else { longest + 1 }
+    }
+
+    /// One step of every trainer and whatever is due after it.
+    fn one(&mut self, batches: &[Vec<f32>]) -> Result<()> {
+        let taken = self.trainers.iter_mut().map(|t| t.step(&batches[t.seat.hook])).collect::<Result<Vec<_>>>()?;
         self.step += 1;
-        let loss = report.loss.total(l1_coefficient);
-        if !(loss.is_finite() && grad_norm.is_finite()) {
-            return Err(Error::NonFinite {
-                what: "the training loss or its gradient".into(),
-                count: 1,
-                at: format!("step {}", self.step),
-                remedy: format!(
-                    "train with a lower --lr than {} (checkpoints of earlier steps are kept), and check the \
-                     activations for outliers",
-                    self.plan.lr
-                ),
-            });
-        }
-        let rows = self.plan.batch_size as u64;
-        self.activity.record(&report.fired, rows);
-        self.revive(x)?;
-        let last_step = self.step == self.plan.steps;
-        if self.step.is_multiple_of(self.plan.log_every) || last_step {
-            let line = self.measure(x, &report, (learning_rate, l1_coefficient, grad_norm))?;
-            self.metrics.append(&line)?;
-            if self.measurement_due() || last_step {
-                self.progress.line(&line.table_row(rows as f64 / begun.elapsed().as_secs_f64()));
+        let heldout = self.measure()?;
+        let mut lines = Vec::new();
+        for ((trainer, taken), heldout) in self.trainers.iter_mut().zip(&taken).zip(&heldout) {
+            if trainer.log_due() {
+                lines.push(trainer.log(&batches[trainer.seat.hook], taken, heldout.as_ref())?);
             }
-            let (ev, l0, dead) = (line.explained_variance, line.l0, line.dead_features);
-            self.progress.note(&format!("loss {:.1}  EV {ev:.3}  L0 {l0:.0}  dead {dead}", line.loss));
-            self.last = Some(line);
         }
-        self.progress.advance(rows);
-        let stopped = self.progress.cancelled() && !last_step;
-        if self.step.is_multiple_of(self.plan.checkpoint_every) || last_step || stopped {
+        self.tell(&lines);
+        self.progress.advance(self.batch_size as u64);
+        let done = self.step == self.steps;
+        let stopped = self.progress.cancelled() && !done;
+        if self.step.is_multiple_of(self.checkpoint_every) || done || stopped {
             self.checkpoint()?;
         }
-        if stopped {
-            return Err(Error::Interrupted {
-                kept: format!("step {} of {} is saved", self.step, self.plan.steps),
-                resume: "run the same command with --resume".into(),
-            });
-        }
-        Ok(())
+        if stopped { Err(self.stopped()) } else { Ok(()) }
     }
 
-    /// Starts dead features again, once a window, while the learning rate is still high enough for them to learn.
-    fn revive(&mut self, x: &[f32]) -> Result<()> {
-        let TrainPlan { dead_features, dead_feature_window, steps, lr_decay_steps, seed, .. } = self.plan;
-        let due = self.step.is_multiple_of(dead_feature_window) && self.step + lr_decay_steps < steps;
-        if dead_features == DeadFeatures::Ignore || !due {
-            return Ok(());
+    fn stopped(&self) -> Error {
+        Error::Interrupted {
+            kept: format!("step {} of {} is saved", self.step, self.steps),
+            resume: "run the same command with --resume".into(),
         }
-        let dead = self.activity.dead(dead_feature_window);
-        if dead.is_empty() {
-            return Ok(());
-        }
-        let revived = self.engine.edit(|state| dead::resample(state, &dead, x, seed))?;
-        for feature in &revived {
-            self.activity.since_fired[*feature as usize] = 0;
-        }
-        self.resampled += revived.len() as u64;
-        Ok(())
-    }
-
-    /// Whether the logged step at hand is the first one of another twentieth of the run.
-    fn measurement_due(&self) -> bool {
-        let every = (self.plan.steps / HELDOUT_MEASUREMENTS).max(self.plan.log_every);
-        self.step / every > (self.step - self.plan.log_every.min(self.step)) / every
-    }
-
-    fn measure(
-        &mut self,
-        x: &[f32],
-        report: &BatchReport,
-        (learning_rate, l1_coefficient, grad_norm): (f64, f64, f64),
-    ) -> Result<MetricsLine> {
-        let heldout = if self.measurement_due() { self.measure_heldout(self.plan.heldout_rows)? } else { None };
-        Ok(MetricsLine {
-            step: self.step,
-            n_training_samples: self.step * self.plan.batch_size as u64,
-            loss: report.loss.total(l1_coefficient),
-            mse: report.loss.mse,
-            l1: report.loss.l1,
-            explained_variance: 1.0 - report.loss.mse / total_variance(x, self.plan.d_in),
-            l0: report.l0,
-            dead_features: self.activity.dead(self.plan.dead_feature_window).len(),
-            resampled: self.resampled,
-            learning_rate,
-            l1_coefficient,
-            grad_norm,
-            heldout_explained_variance: heldout.map(|report| report.explained_variance),
-            heldout_l0: heldout.map(|report| report.l0),
-        })
-    }
-
-    /// Measures the dictionary as it would be stored on the first `rows` held-out rows.
-    fn measure_heldout(&mut self, rows: u64) -> Result<Option<MetricsReport>> {
-        if self.heldout.is_none() {
-            return Ok(None);
-        }
-        let dictionary = self.dictionary(Metadata::default())?;
-        self.heldout.as_mut().map(|source| evaluate(&dictionary, *source, rows)).transpose()
-    }
-
-    fn dictionary(&self, metadata: Metadata) -> Result<Dictionary> {
-        let config =
-            DictionaryConfig { metadata, ..DictionaryConfig::new(Architecture::Relu, self.plan.d_in, self.plan.d_sae) };
-        self.engine.state()?.weights.to_dictionary(config, self.scale)
     }
 
     fn checkpoint(&mut self) -> Result<()> {
-        let metrics_bytes = self.metrics.sync()?;
-        let state = self.engine.state()?;
-        checkpoint::write(self.dir, &self.plan, (self.scale, metrics_bytes, self.resampled), &state, &self.activity)
+        self.trainers.iter_mut().try_for_each(Trainer::checkpoint)?;
+        self.saved = self.step;
+        Ok(())
     }
 
-    fn finish(mut self, mut metadata: Metadata) -> Result<TrainSummary> {
-        let dead_features = self.activity.dead(self.plan.dead_feature_window).len();
-        let heldout = self.measure_heldout(self.plan.heldout_rows.saturating_mul(FINAL_HELDOUT))?;
-        let last = self.last.clone().ok_or_else(|| Error::Missing {
-            what: "training metrics",
-            path: self.dir.join(METRICS_FILE),
-            expected: "a line for the last step".into(),
-            remedy: "train again in another --out".into(),
-        })?;
-        metadata.l0 = Some(heldout.map_or(last.l0, |report| report.l0));
-        metadata.num_dead_features = Some(dead_features as u64);
-        metadata.extra.extend(training_metadata(&self.plan));
-        io::write(self.dir, &self.dictionary(metadata)?)?;
-        io::write_sparsity(self.dir, &self.activity.frequencies())?;
-        let Self { plan, scale, resampled, .. } = self;
-        Ok(TrainSummary { plan, scale, last, heldout, dead_features, resampled })
+    /// Held-out figures of each trainer for which they are due.
+    fn measure(&mut self) -> Result<Vec<Option<MetricsReport>>> {
+        let due: Vec<bool> = self.trainers.iter().map(Trainer::measurement_due).collect();
+        self.evaluate(&due, self.heldout_rows)
+    }
+
+    /// Measures the chosen dictionaries, as they would be stored, on the first `rows` held-out rows.
+    fn evaluate(&mut self, chosen: &[bool], rows: u64) -> Result<Vec<Option<MetricsReport>>> {
+        let Some(source) = self.heldout.as_mut().filter(|_| chosen.contains(&true)) else {
+            return Ok(vec![None; chosen.len()]);
+        };
+        let stored = |trainer: &Trainer| Ok((trainer.seat.hook, trainer.dictionary(Metadata::default())?));
+        let trainers = self.trainers.iter().zip(chosen).filter(|(_, chosen)| **chosen);
+        let dictionaries = trainers.map(|(trainer, _)| stored(trainer)).collect::<Result<Vec<_>>>()?;
+        let mut reports = evaluate(&dictionaries, *source, rows)?.into_iter();
+        Ok(chosen.iter().map(|&chosen| if chosen { reports.next() } else { None }).collect())
+    }
+
+    /// Shows logged lines: beside the bar, and in the table where held-out rows were measured.
+    fn tell(&mut self, lines: &[MetricsLine]) {
+        if lines.is_empty() {
+            return;
+        }
+        self.progress.note(&note(lines));
+        let due = self.trainers.iter().any(Trainer::measurement_due);
+        if !due || lines.len() < self.trainers.len() {
+            return;
+        }
+        let rows = (self.step - self.row.0) * self.batch_size as u64;
+        let speed = rows as f64 / self.row.1.elapsed().as_secs_f64().max(1e-9);
+        let margin = self.name_width();
+        for (trainer, line) in self.trainers.iter().zip(lines) {
+            self.progress.line(&format!("{:margin$}{}", trainer.seat.name, line.table_row(speed)));
+        }
+        self.row = (self.step, Instant::now());
+    }
+
+    fn finish(mut self, metadata: Vec<Metadata>) -> Result<Vec<TrainSummary>> {
+        let all = vec![true; self.trainers.len()];
+        let heldout = self.evaluate(&all, self.heldout_rows.saturating_mul(FINAL_HELDOUT))?;
+        let each = self.trainers.into_iter().zip(metadata).zip(heldout);
+        each.map(|((trainer, metadata), heldout)| trainer.finish(metadata, heldout)).collect()
     }
 }
 
-/// What SAELens records about training, under its names.
-fn training_metadata(plan: &TrainPlan) -> serde_json::Map<String, serde_json::Value> {
-    let details = json!({
-        "decoder_init_norm": plan.decoder_init_norm,
-        "l1_coefficient": plan.l1_coefficient,
-        "lp_norm": 1.0,
-        "l1_warm_up_steps": plan.l1_warm_up_steps,
-    });
-    let entries = [
-        ("training_architecture", json!("standard")),
-        ("training_architecture_details", details),
-        ("n_training_samples", json!(plan.steps * plan.batch_size as u64)),
-        ("trained_with", json!(concat!("mechinterp ", env!("CARGO_PKG_VERSION")))),
-    ];
-    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+/// What stands beside the bar: the figures of one dictionary, or their range over several.
+fn note(lines: &[MetricsLine]) -> String {
+    let range = |figure: fn(&MetricsLine) -> f64, decimals: usize| {
+        let (low, high) = lines.iter().map(figure).fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(x), h.max(x)));
+        let (low, high) = (format!("{low:.decimals$}"), format!("{high:.decimals$}"));
+        if low == high { low } else { format!("{low}..{high}") }
+    };
+    format!(
+        "loss {}  EV {}  L0 {}  dead {}",
+        range(|l| l.loss, 1),
+        range(|l| l.explained_variance, 3),
+        range(|l| l.l0, 0),
+        range(|l| l.dead_features as f64, 0),
+    )
 }

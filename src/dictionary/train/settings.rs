@@ -2,15 +2,68 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Error, Result};
+use super::method::SparsityLoss;
+use crate::base::{DtypeChoice, Error, Result};
+use crate::ops::bf16::Kernel;
 
-/// Architectures that can be trained.
+pub use resolve::Method;
+pub(super) use resolve::Top;
+
+mod resolve;
+
+/// Architectures that can be trained, by the names of `--arch`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TrainArchitecture {
-    /// ReLU with a decoder-norm-weighted L1 penalty.
+    /// ReLU with a decoder-norm-weighted penalty.
     #[default]
     Relu,
+    /// A gate that decides and a magnitude that says how much.
+    Gated,
+    /// The `k` largest of each row.
+    TopK,
+    /// The `k · rows` largest of each batch.
+    BatchTopK,
+    /// A trained threshold a feature.
+    JumpRelu,
+    /// BatchTopK whose first features reconstruct on their own, at several widths.
+    Matryoshka,
+}
+
+impl TrainArchitecture {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Relu, Self::Gated, Self::TopK, Self::BatchTopK, Self::JumpRelu, Self::Matryoshka];
+
+    /// The name of `--arch`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Relu => "relu",
+            Self::Gated => "gated",
+            Self::TopK => "topk",
+            Self::BatchTopK => "batchtopk",
+            Self::JumpRelu => "jumprelu",
+            Self::Matryoshka => "matryoshka",
+        }
+    }
+
+    /// SAELens' name of the architecture in training.
+    pub const fn sae_lens_name(self) -> &'static str {
+        match self {
+            Self::Relu => "standard",
+            Self::Gated | Self::TopK | Self::BatchTopK | Self::JumpRelu => self.name(),
+            Self::Matryoshka => "matryoshka_batchtopk",
+        }
+    }
+
+    /// Trainable tensors beside the four that all have.
+    pub(super) const fn own_tensors(self) -> &'static [&'static str] {
+        match self {
+            Self::Gated => &["r_mag", "b_mag"],
+            Self::JumpRelu => &["threshold"],
+            Self::Relu | Self::TopK | Self::BatchTopK | Self::Matryoshka => &[],
+        }
+    }
 }
 
 /// What happens to features that stay silent.
@@ -35,7 +88,8 @@ pub enum DecoderBias {
     Zero,
 }
 
-/// Settings of a training run. `None` means "from the others", as each field says.
+/// Settings of a training run. `None` means "from the others", as each field says; a setting that another
+/// architecture has is an error where it is given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainSettings {
@@ -45,8 +99,41 @@ pub struct TrainSettings {
     pub d_sae: Option<usize>,
     /// Features a dimension, where `d_sae` is not given.
     pub expansion_factor: usize,
-    /// Weight of the L1 penalty, for rows scaled to mean norm `√d`. Higher is sparser.
-    pub l1_coefficient: f64,
+    /// relu, gated: weight of the penalty, for rows scaled to mean norm `√d`. Higher is sparser. `None`: 5 and 1.
+    pub l1_coefficient: Option<f64>,
+    /// relu: exponent of the penalty's norm (SAELens' `lp_norm`). `None`: 1.
+    pub lp_norm: Option<f64>,
+    /// relu: exponent that the penalty is annealed to from 1 (p-annealing). `None`: none.
+    pub p_end: Option<f64>,
+    /// topk, batchtopk, matryoshka: active features a row, on average over a batch but for topk. `None`: 64.
+    pub k: Option<f64>,
+    /// The same: weight of the dead features' reconstruction of what the others leave over. `None`: 1.
+    pub aux_loss_coefficient: Option<f64>,
+    /// The same: dead features a row in it. `None`: half the width.
+    pub k_aux: Option<usize>,
+    /// The same: whether pre-activations compete multiplied by their decoder norms. `None`: they do.
+    pub rescale_acts_by_decoder_norm: Option<bool>,
+    /// batchtopk, matryoshka: rate of the running threshold that replaces the batch after training. `None`: 0.01.
+    pub topk_threshold_lr: Option<f64>,
+    /// matryoshka: widths that reconstruct on their own, ascending; `d_sae` is always one. `None`: 1, 3, 7 and 15
+    /// thirty-seconds of it.
+    pub matryoshka_widths: Option<Vec<usize>>,
+    /// jumprelu: weight of the penalty. `None`: 1, the published value for the step penalty's scale.
+    pub l0_coefficient: Option<f64>,
+    /// jumprelu: the penalty. `None`: step.
+    pub jumprelu_sparsity_loss_mode: Option<SparsityLoss>,
+    /// jumprelu: thresholds at the start. `None`: 0.01.
+    pub jumprelu_init_threshold: Option<f64>,
+    /// jumprelu: width of the straight-through estimators. `None`: 0.05.
+    pub jumprelu_bandwidth: Option<f64>,
+    /// jumprelu, tanh: the scale inside. `None`: 4.
+    pub jumprelu_tanh_scale: Option<f64>,
+    /// jumprelu: whether the estimators reach the encoder. `None`: they do not.
+    pub jumprelu_ste_to_input: Option<bool>,
+    /// jumprelu, quadratic: the number of active features aimed at.
+    pub target_l0: Option<f64>,
+    /// jumprelu: weight of the loss that pulls dead features towards their thresholds. `None`: none.
+    pub pre_act_loss_coefficient: Option<f64>,
     /// Peak learning rate.
     pub lr: f64,
     /// Rows a step.
@@ -57,6 +144,9 @@ pub struct TrainSettings {
     pub steps: Option<u64>,
     /// Seed of initialisation and resampling.
     pub seed: u64,
+    /// Precision of products, of the weights and rows they read; weights and sums are f32. `None`: bf16 where the CPU
+    /// multiplies it natively.
+    pub dtype: Option<DtypeChoice>,
     /// Steps over which the penalty rises from zero; `None`: a twentieth of all steps.
     pub l1_warm_up_steps: Option<u64>,
     /// Steps over which the learning rate rises; `None`: a fiftieth of all steps, at most 1000.
@@ -65,8 +155,8 @@ pub struct TrainSettings {
     pub lr_decay_steps: Option<u64>,
     /// Steps without firing after which a feature is dead; `None`: a tenth of all steps, from 50 to 1000.
     pub dead_feature_window: Option<u64>,
-    /// What happens to dead features.
-    pub dead_features: DeadFeatures,
+    /// What happens to dead features. `None`: resampled where no other loss revives them.
+    pub dead_features: Option<DeadFeatures>,
     /// Batches from which the input scale and the mean are estimated.
     pub n_batches_for_norm: u64,
     /// Norm of a decoder row at the start.
@@ -77,8 +167,10 @@ pub struct TrainSettings {
     pub checkpoint_every: u64,
     /// Steps between lines of `metrics.jsonl`.
     pub log_every: u64,
-    /// Held-out rows that are measured now and then; at the end eight times as many.
+    /// Held-out rows that are measured every `eval_every` steps; at the end eight times as many.
     pub heldout_rows: u64,
+    /// Steps between measurements on held-out rows; `None`: a twentieth of all steps.
+    pub eval_every: Option<u64>,
 }
 
 impl Default for TrainSettings {
@@ -87,23 +179,41 @@ impl Default for TrainSettings {
             arch: TrainArchitecture::Relu,
             d_sae: None,
             expansion_factor: 8,
-            l1_coefficient: 5.0,
+            l1_coefficient: None,
+            lp_norm: None,
+            p_end: None,
+            k: None,
+            aux_loss_coefficient: None,
+            k_aux: None,
+            rescale_acts_by_decoder_norm: None,
+            topk_threshold_lr: None,
+            matryoshka_widths: None,
+            l0_coefficient: None,
+            jumprelu_sparsity_loss_mode: None,
+            jumprelu_init_threshold: None,
+            jumprelu_bandwidth: None,
+            jumprelu_tanh_scale: None,
+            jumprelu_ste_to_input: None,
+            target_l0: None,
+            pre_act_loss_coefficient: None,
             lr: 1e-3,
             batch_size: 4096,
             tokens: None,
             steps: None,
             seed: 42,
+            dtype: None,
             l1_warm_up_steps: None,
             lr_warm_up_steps: None,
             lr_decay_steps: None,
             dead_feature_window: None,
-            dead_features: DeadFeatures::Resample,
+            dead_features: None,
             n_batches_for_norm: 50,
             decoder_init_norm: 0.1,
             decoder_bias: DecoderBias::Mean,
             checkpoint_every: 250,
             log_every: 10,
             heldout_rows: 8192,
+            eval_every: None,
         }
     }
 }
@@ -113,12 +223,14 @@ impl Default for TrainSettings {
 pub struct TrainPlan {
     /// The architecture.
     pub arch: TrainArchitecture,
+    /// Its own settings.
+    pub method: Method,
     /// Width of a row.
     pub d_in: usize,
     /// Number of features.
     pub d_sae: usize,
-    /// Weight of the L1 penalty.
-    pub l1_coefficient: f64,
+    /// Weight of the penalty, `λ`; 0 where there is none.
+    pub coefficient: f64,
     /// Peak learning rate.
     pub lr: f64,
     /// Rows a step.
@@ -127,8 +239,10 @@ pub struct TrainPlan {
     pub steps: u64,
     /// Seed.
     pub seed: u64,
+    /// Precision of products.
+    pub dtype: DtypeChoice,
     /// Steps over which the penalty rises.
-    pub l1_warm_up_steps: u64,
+    pub coefficient_warm_up_steps: u64,
     /// Steps over which the learning rate rises.
     pub lr_warm_up_steps: u64,
     /// Steps over which the learning rate falls.
@@ -147,8 +261,10 @@ pub struct TrainPlan {
     pub checkpoint_every: u64,
     /// Steps between logged lines.
     pub log_every: u64,
-    /// Held-out rows measured now and then.
+    /// Held-out rows measured every `eval_every` steps.
     pub heldout_rows: u64,
+    /// Steps between measurements on held-out rows.
+    pub eval_every: u64,
 }
 
 impl TrainSettings {
@@ -176,6 +292,7 @@ impl TrainSettings {
             return Err(Error::flag("--d-sae", "1 to 4294967295 features", d_sae, "the usual size is 8 × the width"));
         }
         self.check_memory(d_in, d_sae)?;
+        let method = Method::resolve(self, d_in, d_sae)?;
         let decay = self.lr_decay_steps.unwrap_or(steps / 5);
         let warm_up = self.lr_warm_up_steps.unwrap_or((steps / 50).min(1000));
         if warm_up.saturating_add(decay) > steps {
@@ -188,25 +305,42 @@ impl TrainSettings {
         }
         Ok(TrainPlan {
             arch: self.arch,
+            coefficient: self.coefficient(),
+            dead_features: self.dead_features.unwrap_or(method.revival()),
+            method,
             d_in,
             d_sae,
-            l1_coefficient: self.l1_coefficient,
             lr: self.lr,
             batch_size: self.batch_size,
             steps,
             seed: self.seed,
-            l1_warm_up_steps: self.l1_warm_up_steps.unwrap_or(steps / 20),
+            dtype: match self.dtype {
+                None if Kernel::best().is_native() => DtypeChoice::Bf16,
+                Some(dtype) => dtype,
+                None => DtypeChoice::F32,
+            },
+            coefficient_warm_up_steps: self.l1_warm_up_steps.unwrap_or(steps / 20),
             lr_warm_up_steps: warm_up,
             lr_decay_steps: decay,
             dead_feature_window: self.dead_feature_window.unwrap_or((steps / 10).clamp(50, 1000)),
-            dead_features: self.dead_features,
             n_batches_for_norm: self.n_batches_for_norm,
             decoder_init_norm: self.decoder_init_norm,
             decoder_bias: self.decoder_bias,
             checkpoint_every: self.checkpoint_every,
             log_every: self.log_every,
             heldout_rows: self.heldout_rows,
+            eval_every: self.eval_every.unwrap_or((steps / 20).max(1)),
         })
+    }
+
+    /// Weight of the penalty.
+    fn coefficient(&self) -> f64 {
+        match self.arch {
+            TrainArchitecture::Relu => self.l1_coefficient.unwrap_or(5.0),
+            TrainArchitecture::Gated => self.l1_coefficient.unwrap_or(1.0),
+            TrainArchitecture::JumpRelu => self.l0_coefficient.unwrap_or(1.0),
+            TrainArchitecture::TopK | TrainArchitecture::BatchTopK | TrainArchitecture::Matryoshka => 0.0,
+        }
     }
 
     /// Asks for the memory of a step once, because a failed allocation later would end the process without a word.
@@ -235,8 +369,13 @@ impl TrainSettings {
         Ok(())
     }
 
+    fn named_coefficient(&self) -> (&'static str, f64, bool) {
+        let flag = if self.arch == TrainArchitecture::JumpRelu { "--l0-coefficient" } else { "--l1-coefficient" };
+        (flag, self.coefficient(), true)
+    }
+
     fn check(&self) -> Result<()> {
-        let rates = [("--lr", self.lr, false), ("--l1-coefficient", self.l1_coefficient, true)];
+        let rates = [("--lr", self.lr, false), self.named_coefficient()];
         for (flag, value, zero) in rates {
             if !value.is_finite() || value < 0.0 || (value == 0.0 && !zero) {
                 return Err(Error::flag(flag, "a positive number", value, "leave it out for the default"));
@@ -246,9 +385,14 @@ impl TrainSettings {
             let remedy = "leave it out for the default, 0.1";
             return Err(Error::flag("--decoder-init-norm", "a positive number", self.decoder_init_norm, remedy));
         }
+        if self.dtype == Some(DtypeChoice::F16) {
+            let expected = "f32 or bf16, in which training computes";
+            return Err(Error::flag("--dtype", expected, "f16", "leave it out for the faster one"));
+        }
         positive("--batch-size", self.batch_size as u64, "the default is 4096")?;
         positive("--log-every", self.log_every, "the default is 10")?;
         positive("--checkpoint-every", self.checkpoint_every, "the default is 250")?;
+        positive("--eval-every", self.eval_every.unwrap_or(1), "leave it out for a twentieth of the run")?;
         positive("--n-batches-for-norm", self.n_batches_for_norm, "the default is 50")?;
         positive("--dead-feature-window", self.dead_feature_window.unwrap_or(1), "leave it out for the default")?;
         Ok(())
@@ -278,7 +422,7 @@ mod tests {
         let wrong = [
             ("--lr", TrainSettings { lr: -1.0, ..base() }),
             ("--lr", TrainSettings { lr: 0.0, ..base() }),
-            ("--l1-coefficient", TrainSettings { l1_coefficient: f64::NAN, ..base() }),
+            ("--l1-coefficient", TrainSettings { l1_coefficient: Some(f64::NAN), ..base() }),
             ("--batch-size", TrainSettings { batch_size: 0, ..base() }),
             ("--steps", TrainSettings { steps: Some(0), ..base() }),
             ("--steps", TrainSettings { steps: Some(1), tokens: Some(1), ..base() }),

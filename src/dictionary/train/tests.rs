@@ -17,25 +17,26 @@ use crate::store::RowSource;
 /// Rows in memory, in another order each pass.
 struct Rows {
     data: Vec<f32>,
-    width: usize,
+    width: [usize; 1],
     position: u64,
 }
 
 impl RowSource for Rows {
-    fn width(&self) -> usize {
-        self.width
+    fn widths(&self) -> &[usize] {
+        &self.width
     }
 
     fn rows(&self) -> u64 {
-        (self.data.len() / self.width) as u64
+        (self.data.len() / self.width[0]) as u64
     }
 
-    fn next_batch(&mut self, n: usize, out: &mut Vec<f32>) -> Result<()> {
+    fn next_batch(&mut self, n: usize, out: &mut [Vec<f32>]) -> Result<()> {
+        let out = &mut out[0];
         out.clear();
         for _ in 0..n {
             let (pass, i) = (self.position / self.rows(), self.position % self.rows());
             let row = Permutation::new(self.rows(), pass, "rows").at(i) as usize;
-            out.extend_from_slice(&self.data[row * self.width..][..self.width]);
+            out.extend_from_slice(&self.data[row * self.width[0]..][..self.width[0]]);
             self.position += 1;
         }
         Ok(())
@@ -70,11 +71,11 @@ fn superposition(d: usize, f: usize, n: usize) -> (Vec<f32>, Rows) {
             }
         }
     }
-    (directions, Rows { data, width: d, position: 0 })
+    (directions, Rows { data, width: [d], position: 0 })
 }
 
 fn run(source: &mut Rows, settings: &TrainSettings, out: &Artifact, progress: &dyn Progress) -> Result<TrainSummary> {
-    let mut heldout = Rows { data: source.data[..300 * source.width].to_vec(), width: source.width, position: 0 };
+    let mut heldout = Rows { data: source.data[..300 * source.width[0]].to_vec(), width: source.width, position: 0 };
     let metadata = Metadata { hook_name: Some("blocks.0.hook_resid_post".into()), ..Metadata::default() };
     let heldout = Some(&mut heldout as &mut dyn RowSource);
     train(TrainRun { source, heldout, settings, metadata, device: &Device::Cpu, out, progress })
@@ -102,7 +103,7 @@ fn small() -> TrainSettings {
     TrainSettings {
         d_sae: Some(100),
         lr: 1e-2,
-        l1_coefficient: 30.0,
+        l1_coefficient: Some(30.0),
         l1_warm_up_steps: Some(1),
         batch_size: 16,
         steps: Some(40),
@@ -121,7 +122,7 @@ fn known_features_in_superposition_are_found() {
     let settings = TrainSettings {
         d_sae: Some(96),
         lr: 3e-3,
-        l1_coefficient: 1.0,
+        l1_coefficient: Some(1.0),
         batch_size: 512,
         steps: Some(1000),
         log_every: 100,
@@ -219,4 +220,83 @@ fn heldout_rows_of_another_width_are_refused_at_once() {
         progress: &Silent,
     });
     assert!(matches!(error, Err(Error::Mismatch { .. })));
+}
+
+fn members() -> Vec<Member> {
+    let member = |name: &str, settings: TrainSettings| Member {
+        name: name.into(),
+        hook: 0,
+        settings,
+        metadata: Metadata { hook_name: Some("blocks.0.hook_resid_post".into()), ..Metadata::default() },
+    };
+    vec![
+        member("sparse", TrainSettings { l1_coefficient: Some(60.0), ..small() }),
+        member("wide", TrainSettings { d_sae: Some(150), seed: 7, log_every: 5, eval_every: Some(6), ..small() }),
+    ]
+}
+
+fn run_sweep(
+    source: &mut Rows,
+    members: Vec<Member>,
+    out: &Artifact,
+    progress: &dyn Progress,
+) -> Result<Vec<TrainSummary>> {
+    let mut heldout = Rows { data: source.data[..300 * source.width[0]].to_vec(), width: source.width, position: 0 };
+    let heldout = Some(&mut heldout as &mut dyn RowSource);
+    train_sweep(SweepRun { source, heldout, members, device: &Device::Cpu, out, progress })
+}
+
+#[test]
+fn members_of_a_sweep_end_as_runs_of_their_own_also_when_cut_off() {
+    let tmp = tempfile::tempdir().unwrap();
+    let files = |dir: &Path| {
+        ["sae_weights.safetensors", "sparsity.safetensors", "cfg.json", "metrics.jsonl"]
+            .map(|name| std::fs::read(dir.join(name)).unwrap())
+    };
+    let (_, mut source) = superposition(12, 24, 1000);
+    let alone: Vec<_> = members()
+        .iter()
+        .map(|member| {
+            let out = Artifact::begin(&tmp.path().join(&member.name), false).unwrap();
+            (run(&mut source, &member.settings, &out, &Silent).unwrap(), files(out.dir()))
+        })
+        .collect();
+    assert!(alone[0].1 != alone[1].1 && alone[0].0.last != alone[1].0.last);
+    let path = tmp.path().join("sweep");
+    for stop in [5, 9, 11] {
+        let out = Artifact::begin(&path, true).unwrap();
+        let error = run_sweep(&mut source, members(), &out, &StopAfter(stop.into())).unwrap_err();
+        assert!(matches!(&error, Error::Interrupted { .. }), "{error}");
+        // A kill between the checkpoints of two members leaves one of them behind.
+        let mut of_wide: Vec<_> =
+            std::fs::read_dir(out.dir().join("wide/checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
+        of_wide.sort();
+        if of_wide.len() > 1 {
+            std::fs::remove_file(&of_wide[1]).unwrap();
+        }
+    }
+    let out = Artifact::begin(&path, true).unwrap();
+    let summaries = run_sweep(&mut source, members(), &out, &Silent).unwrap();
+    for ((member, (summary, contents)), found) in members().iter().zip(&alone).zip(&summaries) {
+        assert_eq!(found, summary, "{}", member.name);
+        assert!(files(&out.dir().join(&member.name)) == *contents, "{}", member.name);
+    }
+    let log = std::fs::read_to_string(out.dir().join("wide/metrics.jsonl")).unwrap();
+    let lines: Vec<MetricsLine> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let measured = |line: &&MetricsLine| line.heldout_l0.is_some();
+    let steps: Vec<u64> = lines.iter().filter(measured).map(|line| line.step).collect();
+    assert_eq!(steps, [6, 12, 18, 24, 30, 36, 40]);
+}
+
+#[test]
+fn members_that_would_need_other_batches_are_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (_, mut source) = superposition(12, 24, 1000);
+    let out = Artifact::begin(&tmp.path().join("sweep"), false).unwrap();
+    let mut others = members();
+    others[1].settings.batch_size = 32;
+    let error = run_sweep(&mut source, others, &out, &Silent).unwrap_err().to_string();
+    assert!(error.contains("batch_size 16 in 'sparse'") && error.contains("32 in 'wide'"), "{error}");
+    let error = run_sweep(&mut source, Vec::new(), &out, &Silent).unwrap_err().to_string();
+    assert!(error.contains("at least one run"), "{error}");
 }

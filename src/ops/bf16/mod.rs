@@ -69,6 +69,24 @@ pub fn multiply_with(kernel: Kernel, out: &mut [f32], lhs: &Rows, rhs: &Packed, 
     fill(kernel, as_unset(out), lhs, rhs, add);
 }
 
+/// The rows `rows` of `lhs`, which holds the inner indices `k` only, times columns `columns` of `rhs`, on the calling
+/// thread: `out`, row-major `[rows, columns]`, is overwritten, or added to with `add`.
+///
+/// # Panics
+/// When shapes do not fit together, or `columns` and `k` do not begin at multiples of 32: a defect of the caller.
+pub fn multiply_part(
+    out: &mut [f32],
+    (lhs, rows): (&Rows, Range<usize>),
+    (rhs, columns): (&Packed, Range<usize>),
+    k: Range<usize>,
+    add: bool,
+) {
+    let stride = columns.len();
+    assert_eq!(out.len(), rows.len() * stride, "a [{}, {stride}] product", rows.len());
+    assert_eq!(lhs.k(), k.len(), "the inner width of a product");
+    panel(Kernel::best(), as_unset(out), stride, lhs, rhs, Part { rows, columns, k, cut: true }, add);
+}
+
 /// A view through which values are only written, or read where they were set before.
 pub(super) fn as_unset(out: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     #[expect(unsafe_code, reason = "a float is a float that may be unset")]
@@ -87,7 +105,7 @@ fn fill(kernel: Kernel, out: &mut [MaybeUninit<f32>], lhs: &Rows, rhs: &Packed, 
         return;
     }
     let kernel = kernel.for_rows(rows);
-    let all = Part { rows: 0..rows, columns: 0..n, k: 0..rhs.k() };
+    let all = Part { rows: 0..rows, columns: 0..n, k: 0..rhs.k(), cut: false };
     if rows >= 2 * BLOCK || threads::alone() {
         threads::split_mut(out, BLOCK * n, |first, out| {
             let rows = first * BLOCK..first * BLOCK + out.len() / n;
@@ -153,7 +171,7 @@ fn gated_columns(kernel: Kernel, lhs: &Rows, gate: &Packed, up: &Packed, activat
     let parts = threads::map(threads::pieces_of(n, BLOCK, 4 * gate.k()), |columns| {
         let side = |rhs: &Packed| {
             let mut out = vec![0.0; rows * columns.len()];
-            let part = Part { rows: 0..rows, columns: columns.clone(), k: 0..rhs.k() };
+            let part = Part { rows: 0..rows, columns: columns.clone(), k: 0..rhs.k(), cut: false };
             panel(kernel, as_unset(&mut out), columns.len(), lhs, rhs, part, false);
             out
         };
@@ -206,6 +224,8 @@ pub(super) struct Part {
     pub(super) rows: Range<usize>,
     pub(super) columns: Range<usize>,
     pub(super) k: Range<usize>,
+    /// Whether the left side holds the inner indices `k` only, not all of them.
+    pub(super) cut: bool,
 }
 
 /// Computes `part` of `lhs · rhs` on the calling thread; `out` holds that part only, its rows `stride` floats apart.
@@ -220,8 +240,10 @@ pub(super) fn panel(
     part: Part,
     add: bool,
 ) {
-    let Part { rows, columns, k } = part;
-    assert!(rows.end <= lhs.rows() && columns.end <= rhs.n() && k.end <= rhs.k().min(lhs.k()), "a part of the whole");
+    let Part { rows, columns, k, cut } = part;
+    let before = if cut { k.start } else { 0 };
+    assert!(rows.end <= lhs.rows() && columns.end <= rhs.n(), "a part of the whole");
+    assert!(k.end <= rhs.k() && k.end - before <= lhs.k(), "inner indices that both sides have");
     assert!(columns.start.is_multiple_of(BLOCK) && k.start.is_multiple_of(BLOCK), "whole tiles before the part");
     assert!(columns.len() <= stride, "rows of {} in a stride of {stride}", columns.len());
     if rows.is_empty() || columns.is_empty() {
@@ -234,7 +256,7 @@ pub(super) fn panel(
         return;
     }
     if kernel == Kernel::Portable {
-        return portable(out, stride, lhs, rhs, Part { rows, columns, k }, add);
+        return portable(out, stride, lhs, rhs, Part { rows, columns, k, cut }, add);
     }
     let k = k.start / BLOCK..k.end.div_ceil(BLOCK);
     let k_block = k.len().div_ceil(k.len().div_ceil(K_BLOCK));
@@ -253,7 +275,7 @@ pub(super) fn panel(
                     };
                     for (i, row) in rows_here.clone().step_by(BLOCK).enumerate() {
                         let operands = Operands {
-                            a: lhs.from(row, first_k),
+                            a: lhs.from(row, first_k - before / BLOCK),
                             stride: lhs.stride(),
                             rows: (rows_here.end - row).min(BLOCK),
                             b,
@@ -271,8 +293,9 @@ pub(super) fn panel(
 /// [`panel`] in f32 by the `gemm` crate, 256 columns at a time.
 fn portable(out: &mut [MaybeUninit<f32>], stride: usize, lhs: &Rows, rhs: &Packed, part: Part, add: bool) {
     const COLUMNS: usize = 8 * BLOCK;
-    let Part { rows, columns, k } = part;
-    let left = lhs.widen(rows.clone(), k.clone());
+    let Part { rows, columns, k, cut } = part;
+    let before = if cut { k.start } else { 0 };
+    let left = lhs.widen(rows.clone(), k.start - before..k.end - before);
     let left = Matrix::new(&left, rows.len(), k.len());
     for first in columns.clone().step_by(COLUMNS) {
         let width = (columns.end - first).min(COLUMNS);

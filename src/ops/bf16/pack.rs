@@ -157,7 +157,7 @@ impl Packed {
     }
 
     /// Packs the transpose of `rows`, so that a product with it is one with their dot products.
-    pub(in crate::ops) fn transposed(rows: &Rows) -> Self {
+    pub fn transposed(rows: &Rows) -> Self {
         let n = rows.rows();
         Self::pack(rows.k(), n, |column, tiles| {
             for j in 0..TILE.min(n - column) {
@@ -167,7 +167,7 @@ impl Packed {
     }
 
     /// Packs `rows` as they are.
-    pub(in crate::ops) fn of(rows: &Rows) -> Self {
+    pub fn of(rows: &Rows) -> Self {
         let n = rows.k();
         Self::pack(rows.rows(), n, |column, tiles| {
             let width = TILE.min(n - column);

@@ -1,0 +1,123 @@
+//! From weights in training to a dictionary of raw rows.
+
+use serde_json::{Map, Value, json};
+
+use super::parameters::State;
+use super::settings::{Method, TrainPlan};
+use crate::base::Result;
+use crate::dictionary::{Activation, Architecture, Dictionary, DictionaryConfig, Metadata, scale};
+
+/// The dictionary that `state`, trained on rows `factor · x`, amounts to for rows `x`.
+///
+/// BatchTopK and Matryoshka become JumpReLU with one threshold, their running one, over activations of unit decoder
+/// rows; so a row's features no longer depend on the rest of its batch (Bussmann et al. 2024; SAELens). TopK whose
+/// features competed by decoder-norm-weighted values gets unit decoder rows too.
+pub(super) fn dictionary(state: &State, plan: &TrainPlan, factor: f32, metadata: Metadata) -> Result<Dictionary> {
+    let weights = &state.weights;
+    let (d, f) = (plan.d_in, plan.d_sae);
+    let own = |name: &str| -> Vec<f32> {
+        weights.own.iter().find(|(own, _)| *own == name).map(|(_, values)| values.clone()).unwrap_or_default()
+    };
+    let (architecture, activation, unit) = match &plan.method {
+        Method::Relu { .. } => (Architecture::Relu, Activation::relu(), false),
+        Method::Gated => (Architecture::Gated, Activation::gated(own("r_mag"), own("b_mag")), false),
+        Method::JumpRelu { .. } => (Architecture::JumpRelu, Activation::jump_relu(own("threshold")), false),
+        Method::TopK { top } => {
+            let k = top.k as usize;
+            let architecture = Architecture::TopK { k, rescale_acts_by_decoder_norm: false };
+            (architecture, Activation::top_k(k, None, d), top.rescale_acts_by_decoder_norm)
+        }
+        Method::BatchTopK { top, .. } | Method::Matryoshka { top, .. } => {
+            let threshold = vec![state.threshold as f32; f];
+            (Architecture::JumpRelu, Activation::jump_relu(threshold), top.rescale_acts_by_decoder_norm)
+        }
+    };
+    let config = DictionaryConfig { metadata, ..DictionaryConfig::new(architecture, d, f) };
+    let (mut w_enc, mut b_enc) = (weights.w_enc_by_input(), weights.b_enc.clone());
+    let mut w_dec = weights.w_dec.clone();
+    if unit {
+        let norms: Vec<f32> = weights.decoder_norms().into_iter().map(|norm| norm.max(f32::MIN_POSITIVE)).collect();
+        w_enc.chunks_exact_mut(f).for_each(|row| row.iter_mut().zip(&norms).for_each(|(w, n)| *w *= n));
+        b_enc.iter_mut().zip(&norms).for_each(|(b, n)| *b *= n);
+        w_dec.chunks_exact_mut(d).zip(&norms).for_each(|(row, n)| row.iter_mut().for_each(|w| *w /= n));
+    }
+    let mut dictionary = Dictionary::new(config, w_enc, b_enc, w_dec, weights.b_dec.clone(), activation)?;
+    fold(&mut dictionary, factor, unit);
+    Ok(dictionary)
+}
+
+/// Folds the input scale in. Where decoder rows have unit norm they keep it, and activations take the scale instead:
+/// multiplying the pre-activations of all features by one number changes no choice.
+fn fold(dictionary: &mut Dictionary, factor: f32, unit: bool) {
+    scale::fold(dictionary, factor);
+    if !unit {
+        return;
+    }
+    for w in dictionary.w_enc.iter_mut().chain(&mut dictionary.b_enc) {
+        *w /= factor;
+    }
+    dictionary.w_dec.iter_mut().for_each(|w| *w *= factor);
+    if let Activation::JumpRelu(jump) = &mut dictionary.activation {
+        jump.threshold.iter_mut().for_each(|threshold| *threshold /= factor);
+    }
+}
+
+/// What SAELens records about training, under its names.
+pub(super) fn metadata(plan: &TrainPlan) -> Map<String, Value> {
+    let mut details = json!({ "decoder_init_norm": plan.decoder_init_norm });
+    if let (Value::Object(details), Value::Object(own)) = (&mut details, own_details(plan)) {
+        details.extend(own);
+    }
+    let entries = [
+        ("training_architecture", json!(plan.arch.sae_lens_name())),
+        ("training_architecture_details", details),
+        ("n_training_samples", json!(plan.steps * plan.batch_size as u64)),
+        ("trained_with", json!(concat!("mechinterp ", env!("CARGO_PKG_VERSION")))),
+    ];
+    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+fn own_details(plan: &TrainPlan) -> Value {
+    let (coefficient, warm_up) = (plan.coefficient, plan.coefficient_warm_up_steps);
+    match &plan.method {
+        Method::Relu { lp_norm, p_anneal } => json!({
+            "l1_coefficient": coefficient,
+            "lp_norm": lp_norm,
+            "p_end": p_anneal,
+            "l1_warm_up_steps": warm_up,
+        }),
+        Method::Gated => json!({ "l1_coefficient": coefficient, "l1_warm_up_steps": warm_up }),
+        Method::TopK { top } => json!(top),
+        Method::BatchTopK { top, topk_threshold_lr } => merged(json!(top), json!({ "topk_threshold_lr": topk_threshold_lr })),
+        Method::Matryoshka { top, topk_threshold_lr, widths } => merged(
+            json!(top),
+            json!({ "topk_threshold_lr": topk_threshold_lr, "matryoshka_widths": widths }),
+        ),
+        Method::JumpRelu {
+            bandwidth,
+            init_threshold,
+            loss,
+            tanh_scale,
+            target_l0,
+            ste_to_input,
+            pre_act_loss_coefficient,
+        } => json!({
+            "l0_coefficient": coefficient,
+            "l0_warm_up_steps": warm_up,
+            "jumprelu_bandwidth": bandwidth,
+            "jumprelu_init_threshold": init_threshold,
+            "jumprelu_sparsity_loss_mode": loss,
+            "jumprelu_tanh_scale": tanh_scale,
+            "target_l0": target_l0,
+            "jumprelu_ste_to_input": ste_to_input,
+            "pre_act_loss_coefficient": pre_act_loss_coefficient,
+        }),
+    }
+}
+
+fn merged(mut left: Value, right: Value) -> Value {
+    if let (Value::Object(left), Value::Object(right)) = (&mut left, right) {
+        left.extend(right);
+    }
+    left
+}

@@ -1,0 +1,277 @@
+//! The gradients of one batch on the CPU: one dense product for the encoder, then active pairs only.
+//!
+//! ```text
+//! pick     (x − b_dec) W_enc + b_enc by tiles, of which the entries that matter stay      dense, low precision
+//! rows     decode, error, pull of the error on every pair                                 a row at a time
+//! features gradients of W_enc, W_dec and everything else a feature has                    a feature at a time
+//! ```
+//!
+//! While many features are still active, pairs cost more than tiles do; then `tiles` computes the same gradients as
+//! dense products over tiles of features. The choice depends on the density of the batch alone, never on measured
+//! time, so results can be reproduced.
+
+use super::loss::Loss;
+use super::method::{Chosen, Gated, JumpRelu, Relu, Rule};
+use super::operand::Precision;
+use super::parameters::{Parameters, State};
+use super::settings::{Method, TrainPlan};
+use crate::base::DtypeChoice;
+use crate::dictionary::SparseCodes;
+use crate::dictionary::encoder::centered;
+use crate::ops::bf16::Kernel;
+
+mod auxiliary;
+mod features;
+mod pick;
+mod rows;
+mod tiles;
+
+use auxiliary::{Auxiliary, pre_activation_loss};
+use pick::Encoder;
+
+/// What a step is told beside its rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepInput<'a> {
+    /// Scaled rows, `[n, d]`.
+    pub(super) x: &'a [f32],
+    /// Weight of the penalty, `λ`.
+    pub(super) coefficient: f64,
+    /// Exponent of the penalty, where it is annealed.
+    pub(super) exponent: f64,
+    /// Features that are dead, ascending.
+    pub(super) dead: &'a [u32],
+}
+
+/// What a step found out about its batch.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct BatchReport {
+    /// The loss before the update.
+    pub(super) loss: Loss,
+    /// Mean number of active features.
+    pub(super) l0: f64,
+    /// Rows on which each feature was active, `[f]`.
+    pub(super) fired: Vec<u32>,
+    /// Squared length of all gradients together.
+    pub(super) squared_gradient: f64,
+    /// The least activation that batch-wide selection let through.
+    pub(super) least: Option<f32>,
+}
+
+/// Buffers that live from step to step.
+#[derive(Debug)]
+pub(super) struct Workspace {
+    /// The gradients of the last batch.
+    pub(super) gradients: Parameters,
+    /// Share of active pairs above which tiles are taken.
+    pub(super) dense_above: f64,
+    /// The precision of rows and weights in products.
+    pub(super) dtype: DtypeChoice,
+}
+
+/// One batch with all that its steps read.
+struct Batch<'a, E: Precision> {
+    weights: &'a Parameters,
+    norms: Vec<f32>,
+    x: &'a [f32],
+    n: usize,
+    d: usize,
+    f: usize,
+    /// `x − b_dec`, for the encoder product.
+    left: E::Left,
+    /// `x − b_dec`, `[n, d]`.
+    centered: Vec<E>,
+    /// `W_dec`, `[f, d]`.
+    decoder: Vec<E>,
+}
+
+/// Reconstructions that nest: the features before each end make one; the last is the whole.
+#[derive(Debug, Clone, Copy)]
+struct Levels<'a>(&'a [usize]);
+
+impl Levels<'_> {
+    fn of(self, feature: usize) -> usize {
+        self.0.partition_point(|&end| end <= feature)
+    }
+}
+
+impl Workspace {
+    /// Buffers for weights like `weights`, computing in `dtype`.
+    pub(super) fn new(weights: &Parameters, dtype: DtypeChoice) -> Self {
+        Self { gradients: weights.zeros_like(), dense_above: dense_above(dtype), dtype }
+    }
+
+    /// Computes the gradients of the loss on a batch into [`Workspace::gradients`].
+    pub(super) fn gradients(&mut self, state: &State, plan: &TrainPlan, input: StepInput<'_>) -> BatchReport {
+        match self.dtype {
+            DtypeChoice::Bf16 => self.compute::<u16>(state, plan, input),
+            _ => self.compute::<f32>(state, plan, input),
+        }
+    }
+
+    fn compute<E: Precision>(&mut self, state: &State, plan: &TrainPlan, input: StepInput<'_>) -> BatchReport {
+        let weights = &state.weights;
+        let batch = Batch::<E>::new(weights, input.x);
+        let norms = batch.norms.as_slice();
+        let push = (input.coefficient * state.penalty_scale / batch.n as f64) as f32;
+        match &plan.method {
+            Method::Relu { lp_norm, p_anneal: None } => {
+                let rule = Relu { norms, p: *lp_norm as f32, root: true };
+                self.entrywise(&batch, &rule, push)
+            }
+            Method::Relu { p_anneal: Some(_), .. } => {
+                let rule = Relu { norms, p: input.exponent as f32, root: false };
+                self.entrywise(&batch, &rule, push)
+            }
+            Method::Gated => {
+                let [(_, r_mag), (_, b_mag)] = weights.own.as_slice() else { unreachable!("a gated dictionary") };
+                self.entrywise(&batch, &Gated { norms, b_gate: &weights.b_enc, r_mag, b_mag }, push)
+            }
+            Method::JumpRelu { bandwidth, loss, tanh_scale, target_l0, ste_to_input, pre_act_loss_coefficient, .. } => {
+                let [(_, threshold)] = weights.own.as_slice() else { unreachable!("a JumpReLU dictionary") };
+                let rule = JumpRelu {
+                    norms,
+                    threshold,
+                    bandwidth: *bandwidth as f32,
+                    loss: *loss,
+                    tanh_scale: *tanh_scale as f32,
+                    target_l0: target_l0.unwrap_or(1.0),
+                    ste_to_input: *ste_to_input,
+                };
+                let mut report = self.entrywise(&batch, &rule, push);
+                if let Some(coefficient) = pre_act_loss_coefficient
+                    && !input.dead.is_empty()
+                {
+                    report.loss.auxiliary +=
+                        pre_activation_loss(&batch, threshold, input.dead, *coefficient, &mut self.gradients);
+                    report.squared_gradient = self.squared_gradient();
+                }
+                report
+            }
+            Method::TopK { .. } | Method::BatchTopK { .. } | Method::Matryoshka { .. } => {
+                self.chosen(&batch, plan, input)
+            }
+        }
+    }
+
+    /// Architectures that decide entry by entry.
+    fn entrywise<E: Precision, R: Rule>(&mut self, batch: &Batch<'_, E>, rule: &R, push: f32) -> BatchReport {
+        let encoder = Encoder::new(batch, None);
+        if pick::density(&encoder, batch.n, rule) > self.dense_above {
+            return tiles::gradients(batch, rule, push, &mut self.gradients);
+        }
+        let limits: Vec<f32> = (0..batch.f).map(|f| rule.limit(f)).collect();
+        let codes = pick::above(&encoder, batch.n, &limits);
+        let walk = rows::walk(batch, rule, &codes, Levels(&[batch.f]), push, None);
+        let squares = features::gradients(batch, rule, &codes, &walk, Levels(&[batch.f]), None, &mut self.gradients);
+        walk.report(batch.n, squares)
+    }
+
+    /// Architectures whose features compete: they are chosen first, and linear afterwards.
+    fn chosen<E: Precision>(&mut self, batch: &Batch<'_, E>, plan: &TrainPlan, input: StepInput<'_>) -> BatchReport {
+        let top = plan.method.top().unwrap_or_default();
+        let scale = top.rescale.then_some(batch.norms.as_slice());
+        let encoder = Encoder::new(batch, scale);
+        let (mut codes, least) = if top.whole_batch {
+            pick::top_of_batch(&encoder, batch.n, (top.k * batch.n as f64) as usize)
+        } else {
+            (pick::top_of_rows(&encoder, batch.n, top.k as usize, 0.0), None)
+        };
+        encoder.unscale(&mut codes);
+        let all = [batch.f];
+        let levels = Levels(if top.levels.is_empty() { &all } else { &top.levels });
+        let auxiliary = Auxiliary::new(batch, input.dead, top.aux_coefficient, top.k_aux);
+        let walk = rows::walk(batch, &Chosen, &codes, levels, 0.0, auxiliary.as_ref());
+        let squares =
+            features::gradients(batch, &Chosen, &codes, &walk, levels, auxiliary.as_ref(), &mut self.gradients);
+        BatchReport { least, ..walk.report(batch.n, squares) }
+    }
+
+    fn squared_gradient(&self) -> f64 {
+        super::optimiser::global_norm(&self.gradients).powi(2)
+    }
+}
+
+impl<'a, E: Precision> Batch<'a, E> {
+    fn new(weights: &'a Parameters, x: &'a [f32]) -> Self {
+        let (d, f) = (weights.width, weights.features());
+        let n = x.len() / d;
+        let without_bias = centered(x, Some(&weights.b_dec));
+        Self {
+            norms: weights.decoder_norms(),
+            left: E::left(&without_bias, n, d),
+            centered: stored(&without_bias),
+            decoder: stored(&weights.w_dec),
+            weights,
+            x,
+            n,
+            d,
+            f,
+        }
+    }
+}
+
+/// `values` in another precision.
+fn stored<E: Precision>(values: &[f32]) -> Vec<E> {
+    use rayon::prelude::*;
+    const PIECE: usize = 1 << 14;
+    let mut out = vec![E::default(); values.len()];
+    out.par_chunks_mut(PIECE).zip(values.par_chunks(PIECE)).for_each(|(to, from)| E::store(from, to));
+    out
+}
+
+/// Share of active pairs above which tiles are faster, measured with 4,608 and 16,384 features of width 576: a pair
+/// costs about 40 ns a core wherever its rows lie in memory; an entry of a tile costs 4 ns in `f32`, and less on a CPU
+/// with matrix instructions.
+fn dense_above(dtype: DtypeChoice) -> f64 {
+    match (dtype, Kernel::best()) {
+        (DtypeChoice::Bf16, Kernel::Amx) => 0.05,
+        (DtypeChoice::Bf16, Kernel::Avx512) => 0.1,
+        _ => 0.2,
+    }
+}
+
+/// The codes of `x` under `weights`, entry by entry, in `f32`: what a dictionary with these weights would do.
+pub(super) fn active_pairs<R: Rule>(weights: &Parameters, rule: &R, x: &[f32]) -> SparseCodes {
+    let batch = Batch::<f32>::new(weights, x);
+    let limits: Vec<f32> = (0..batch.f).map(|f| rule.limit(f)).collect();
+    pick::above(&Encoder::new(&batch, None), batch.n, &limits)
+}
+
+/// What the weights in training reconstruct of `x`, `[n, d]`, in `f32`.
+pub(super) fn reconstruct(state: &State, plan: &TrainPlan, x: &[f32]) -> Vec<f32> {
+    use rayon::prelude::*;
+    let weights = &state.weights;
+    let d = weights.width;
+    let batch = Batch::<f32>::new(weights, x);
+    let top = plan.method.top();
+    let scale = top.as_ref().is_some_and(|top| top.rescale).then_some(batch.norms.as_slice());
+    let encoder = Encoder::new(&batch, scale);
+    let mut codes = match (&plan.method, &top) {
+        (_, Some(top)) if top.whole_batch => pick::top_of_batch(&encoder, batch.n, (top.k * batch.n as f64) as usize).0,
+        (_, Some(top)) => pick::top_of_rows(&encoder, batch.n, top.k as usize, 0.0),
+        (Method::JumpRelu { .. }, _) => pick::above(&encoder, batch.n, &weights.own[0].1),
+        _ => pick::above(&encoder, batch.n, &vec![0.0; batch.f]),
+    };
+    encoder.unscale(&mut codes);
+    if let (Method::Gated, [(_, r_mag), (_, b_mag)]) = (&plan.method, weights.own.as_slice()) {
+        let rule = Gated { norms: &batch.norms, b_gate: &weights.b_enc, r_mag, b_mag };
+        for (value, feature) in codes.values.iter_mut().zip(&codes.features) {
+            *value = rule.values(*feature as usize, *value)[0];
+        }
+    }
+    let mut out = vec![0.0; x.len()];
+    out.par_chunks_exact_mut(d).enumerate().for_each(|(i, row)| {
+        let (features, values) = codes.row(i);
+        row.copy_from_slice(&weights.b_dec);
+        crate::ops::sparse::decode_row(row, features, values, &weights.w_dec);
+    });
+    out
+}
+
+/// `Σ_b P(S_b)` of a ReLU dictionary with an annealed exponent.
+pub(super) fn penalty(state: &State, x: &[f32], exponent: f64) -> f64 {
+    let norms = state.weights.decoder_norms();
+    let rule = Relu { norms: &norms, p: exponent as f32, root: false };
+    let codes = active_pairs(&state.weights, &rule, x);
+    codes.features.iter().zip(&codes.values).map(|(f, pre)| f64::from(rule.size(*f as usize, *pre))).sum()
+}

@@ -1,0 +1,233 @@
+//! The same gradients while many features are active: dense products over tiles of features, in two passes, so that
+//! no `[n, f]` matrix exists. The second computes pre-activations again, feature-major, which costs less than keeping
+//! them would.
+
+use rayon::prelude::*;
+
+use super::super::loss::Loss;
+use super::super::method::{EntryGradient, Rule};
+use super::super::operand::Precision;
+use super::super::parameters::Parameters;
+use super::features::Slice;
+use super::{Batch, BatchReport};
+use crate::ops::{add_scaled, squared_norm};
+
+/// Rows that one task of the first pass handles.
+const ROWS: usize = 256;
+/// Features of one tile.
+const TILE: usize = 256;
+/// Rows whose entries are held at once in the second pass.
+const BLOCK: usize = 1024;
+
+/// What the first pass leaves.
+struct Forward {
+    /// `2 (x̂ − x) / n` of each channel, `[n, d]`.
+    gradients: [Vec<f32>; 2],
+    /// `λ/n · P'(S)` of every row.
+    pushes: Vec<f32>,
+    loss: Loss,
+    bias: Vec<f32>,
+    active: u64,
+}
+
+/// Computes everything that [`super::features::gradients`] does, and the report.
+pub(super) fn gradients<E: Precision, R: Rule>(
+    batch: &Batch<'_, E>,
+    rule: &R,
+    push: f32,
+    gradients: &mut Parameters,
+) -> BatchReport {
+    let forward = forward(batch, rule, push);
+    let (fired, squared_gradient) = backward(batch, rule, &forward, gradients);
+    let l0 = forward.active as f64 / batch.n as f64;
+    BatchReport { loss: forward.loss, l0, fired, squared_gradient, least: None }
+}
+
+/// Rows in tasks: reconstructions, errors, penalties.
+fn forward<E: Precision, R: Rule>(batch: &Batch<'_, E>, rule: &R, push: f32) -> Forward {
+    let (n, d, f) = (batch.n, batch.d, batch.f);
+    let weights = batch.weights;
+    let w_enc = E::right_transposed(&weights.w_enc, None, f, d);
+    let w_dec = E::right(&weights.w_dec, f, d);
+    let mut forward = Forward {
+        gradients: [vec![0.0; n * d], vec![0.0; if R::CHANNELS > 1 { n * d } else { 0 }]],
+        pushes: vec![0.0; n],
+        loss: Loss::default(),
+        bias: vec![0.0; d],
+        active: 0,
+    };
+    let [first, second] = &mut forward.gradients;
+    let mut second = second.chunks_mut(ROWS * d);
+    let tasks: Vec<_> = first
+        .chunks_mut(ROWS * d)
+        .zip(forward.pushes.chunks_mut(ROWS))
+        .enumerate()
+        .map(|(task, (first, pushes))| (task * ROWS, [first, second.next().unwrap_or_default()], pushes))
+        .collect();
+    let parts: Vec<(Loss, Vec<f32>, u64)> = tasks
+        .into_par_iter()
+        .map(|(first, mut outputs, pushes)| {
+            let rows = pushes.len();
+            outputs.iter_mut().for_each(|out| {
+                out.chunks_exact_mut(d).for_each(|row| row.copy_from_slice(&weights.b_dec));
+            });
+            let mut tiles = [vec![0.0; rows * TILE], vec![0.0; if R::CHANNELS > 1 { rows * TILE } else { 0 }]];
+            let (mut sizes, mut active) = (vec![0.0f64; rows], 0);
+            for start in (0..f).step_by(TILE) {
+                let features = start..(start + TILE).min(f);
+                let width = features.len();
+                let [values, gates] = &mut tiles;
+                let values = &mut values[..rows * width];
+                E::multiply(values, (&batch.left, first..first + rows), (&w_enc, features.clone()), 0..d, false);
+                for (i, row) in values.chunks_exact_mut(width).enumerate() {
+                    for (j, entry) in row.iter_mut().enumerate() {
+                        let pre = *entry + weights.b_enc[start + j];
+                        let [value, gate] = rule.values(start + j, pre);
+                        sizes[i] += f64::from(rule.size(start + j, pre));
+                        active += u64::from(value != 0.0);
+                        *entry = value;
+                        if R::CHANNELS > 1 {
+                            gates[i * width + j] = gate;
+                        }
+                    }
+                }
+                for (tile, out) in tiles.iter().zip(&mut outputs).take(R::CHANNELS) {
+                    let left = E::left(&tile[..rows * width], rows, width);
+                    E::multiply(out, (&left, 0..rows), (&w_dec, 0..d), features.clone(), true);
+                }
+            }
+            let mut loss = Loss::default();
+            let mut bias = vec![0.0; d];
+            for (channel, out) in outputs.iter_mut().enumerate().take(R::CHANNELS) {
+                for (i, row) in out.chunks_exact_mut(d).enumerate() {
+                    row.iter_mut().zip(&batch.x[(first + i) * d..]).for_each(|(y, x)| *y -= x);
+                    let squared = f64::from(squared_norm(row)) / n as f64;
+                    if channel == 0 { loss.mse += squared } else { loss.auxiliary += squared }
+                    row.iter_mut().for_each(|e| *e *= 2.0 / n as f32);
+                    add_scaled(&mut bias, 1.0, row);
+                }
+            }
+            for (to, size) in pushes.iter_mut().zip(sizes) {
+                let (penalty, slope) = rule.penalty(size);
+                loss.sparsity += penalty / n as f64;
+                *to = push * slope as f32;
+            }
+            (loss, bias, active)
+        })
+        .collect();
+    for (loss, bias, active) in parts {
+        forward.loss.add(loss);
+        add_scaled(&mut forward.bias, 1.0, &bias);
+        forward.active += active;
+    }
+    forward
+}
+
+/// Tiles of features in tasks: pre-activations again, gradients by them, and both weight gradients.
+fn backward<E: Precision, R: Rule>(
+    batch: &Batch<'_, E>,
+    rule: &R,
+    forward: &Forward,
+    gradients: &mut Parameters,
+) -> (Vec<u32>, f64) {
+    let (n, d, f) = (batch.n, batch.d, batch.f);
+    let centered: Vec<f32> = batch.centered.par_iter().map(|x| x.widen()).collect();
+    let sides = Sides::<E> {
+        by_row: E::right_transposed(&centered, None, n, d),
+        rows: E::right(&centered, n, d),
+        errors_by_row: (0..R::CHANNELS)
+            .map(|c| E::right_transposed(&forward.gradients[c], None, n, d))
+            .collect(),
+        errors: (0..R::CHANNELS).map(|c| E::right(&forward.gradients[c], n, d)).collect(),
+    };
+    let mut fired = vec![0u32; f];
+    let parts: Vec<(Vec<f32>, f64)> = Slice::cut(gradients, &mut fired, TILE)
+        .into_par_iter()
+        .map(|mut slice| sides.tile(batch, rule, &forward.pushes, &mut slice))
+        .collect();
+    let mut b_dec = forward.bias.clone();
+    let mut squares = 0.0;
+    for (part, square) in &parts {
+        add_scaled(&mut b_dec, 1.0, part);
+        squares += square;
+    }
+    squares += f64::from(squared_norm(&b_dec));
+    gradients.b_dec = b_dec;
+    (fired, squares)
+}
+
+/// The rows and errors as right sides of products.
+struct Sides<'a, E: Precision> {
+    /// `[d, n]`.
+    by_row: E::Right<'a>,
+    /// `[n, d]`.
+    rows: E::Right<'a>,
+    /// `[d, n]` a channel.
+    errors_by_row: Vec<E::Right<'a>>,
+    /// `[n, d]` a channel.
+    errors: Vec<E::Right<'a>>,
+}
+
+impl<E: Precision> Sides<'_, E> {
+    /// All gradients of the features of `slice`; gives what reaches `b_dec` through the encoder, and the squares.
+    fn tile<R: Rule>(
+        &self,
+        batch: &Batch<'_, E>,
+        rule: &R,
+        pushes: &[f32],
+        slice: &mut Slice<'_>,
+    ) -> (Vec<f32>, f64) {
+        let (n, d) = (batch.n, batch.d);
+        let width = slice.b_enc.len();
+        let span = slice.first * d..(slice.first + width) * d;
+        let encoder = E::left(&batch.weights.w_enc[span.clone()], width, d);
+        let decoder = E::left(&batch.weights.w_dec[span], width, d);
+        slice.w_enc.fill(0.0);
+        slice.w_dec.fill(0.0);
+        let mut sums = vec![EntryGradient::default(); width];
+        let mut tiles: Vec<Vec<f32>> = vec![vec![0.0; width * BLOCK.min(n)]; 1 + R::CHANNELS];
+        for start in (0..n).step_by(BLOCK) {
+            let rows = start..(start + BLOCK).min(n);
+            let count = width * rows.len();
+            let (pres, pulls) = tiles.split_at_mut(1);
+            let pres = &mut pres[0][..count];
+            E::multiply(pres, (&encoder, 0..width), (&self.by_row, rows.clone()), 0..d, false);
+            for (pulls, errors) in pulls.iter_mut().zip(&self.errors_by_row) {
+                E::multiply(&mut pulls[..count], (&decoder, 0..width), (errors, rows.clone()), 0..d, false);
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let f = slice.first + i;
+                let bias = batch.weights.b_enc[f];
+                for (j, push) in pushes[rows.clone()].iter().enumerate() {
+                    let at = i * rows.len() + j;
+                    let pre = pres[at] + bias;
+                    let second = if R::CHANNELS > 1 { pulls[1][at] } else { 0.0 };
+                    let gradient = rule.gradient(f, pre, [pulls[0][at], second], *push);
+                    let [value, gate] = rule.values(f, pre);
+                    slice.fired[i] += u32::from(value != 0.0);
+                    pres[at] = gradient.encoder;
+                    pulls[0][at] = value;
+                    if R::CHANNELS > 1 {
+                        pulls[1][at] = gate;
+                    }
+                    sums.encoder += gradient.encoder;
+                    sums.bias += gradient.bias;
+                    sums.norm += gradient.norm;
+                    sums.own[0] += gradient.own[0];
+                    sums.own[1] += gradient.own[1];
+                }
+            }
+            let left = E::left(pres, width, rows.len());
+            E::multiply(slice.w_enc, (&left, 0..width), (&self.rows, 0..d), rows.clone(), true);
+            for (values, errors) in pulls.iter().zip(&self.errors) {
+                let left = E::left(&values[..count], width, rows.len());
+                E::multiply(slice.w_dec, (&left, 0..width), (errors, 0..d), rows.clone(), true);
+            }
+        }
+        let encoder_sums: Vec<f32> = sums.iter().map(|sums| sums.encoder).collect();
+        for (i, sums) in sums.into_iter().enumerate() {
+            slice.put(batch, i, sums);
+        }
+        (slice.bias_through_encoder(batch, &encoder_sums), slice.squares())
+    }
+}
