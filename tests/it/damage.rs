@@ -145,8 +145,10 @@ fn shapes_and_number_types_that_do_not_fit_are_refused_by_tensor() {
         let whole = std::fs::read(&weights).unwrap();
         let refused = |what: &str| {
             let error = copy.error();
-            let said = error.contains('\'') || error.contains("cross-layer");
-            assert!(error.contains(&name(&weights)) && said, "{what} of {case_name}: {error}");
+            // With a third axis a matrix is that of another format, which is named then.
+            let other = what == "another axis" && (error.contains("cross-layer") || error.contains("cfg.json"));
+            let named = error.contains(&name(&weights)) && error.contains('\'');
+            assert!(named || other, "{what} of {case_name}: {error}");
         };
         if weights.extension().is_some_and(|e| e == "safetensors") {
             let tensors = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
@@ -264,7 +266,7 @@ fn configurations_that_mean_something_else_are_refused_by_key_and_value() {
         std::fs::write(&file, json.to_string()).unwrap();
         let error = copy.error();
         // Weights that do not fit the configuration are named themselves.
-        let named = error.contains(&name(&file)) || error.contains("sae.safetensors");
+        let named = copy.files().iter().any(|file| error.contains(&name(file)));
         assert!(error.contains(needle) && named, "{pointer} {value}: {error}");
     }
     let copy = Copy::of("sparsify/topk/layers.2");
@@ -321,9 +323,9 @@ fn deflated(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A pickle of a dict of one entry `bias`, whose value is described by `value`.
+/// A pickle of a dict of one entry, whose value is described by `value`.
 fn pickled(value: &[u8]) -> Vec<u8> {
-    [b"\x80\x02}X\x04\x00\x00\x00bias", value, b"s."].concat()
+    [b"\x80\x02}X\x15\x00\x00\x00encoder_linear.weight", value, b"s."].concat()
 }
 
 /// `_rebuild_tensor_v2` of storage `0` with these sizes and strides.
@@ -353,13 +355,21 @@ fn bombs() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let run = b"\x80\x02cos\nsystem\nX\x0e\x00\x00\x00touch attacked\x85R.".to_vec();
     let zeros = vec![0u8; 1 << 28];
     let whole = npy("(8192, 8192)", &zeros);
+    let packed = deflated(&whole);
+    let mut bomb = vec![];
+    for name in ["W_enc.npy", "W_dec.npy"] {
+        bomb.push((name, packed.clone(), 8, whole.len() as u32));
+    }
+    let bias = npy("(8192,)", &[0; 8192 * 4]);
+    for name in ["b_enc.npy", "b_dec.npy", "threshold.npy"] {
+        bomb.push((name, bias.clone(), 0, bias.len() as u32));
+    }
     let safetensors = |header: &str| {
         let mut out = (header.len() as u64).to_le_bytes().to_vec();
         out.extend(header.bytes());
         out
     };
     let huge = 1i64 << 40;
-    let claimed = whole.len() as u32;
     let empty = safetensors(
         "{\"W_enc\":{\"dtype\":\"F32\",\"shape\":[0,1152921504606846976],\"data_offsets\":[0,0]},\
          \"W_dec\":{\"dtype\":\"F32\",\"shape\":[0,1152921504606846976],\"data_offsets\":[0,0]}}",
@@ -370,11 +380,12 @@ fn bombs() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("text.pt", torch(pickled(b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f")), "byte"),
         ("bytes.pt", torch(pickled(b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7f")), "byte"),
         ("long.pt", torch(pickled(b"\x8b\xff\xff\xff\x7f")), "opcode"),
-        ("repeated.pt", torch(pickled(&tensor(&[huge, huge], &[0, 0]))), "tensors"),
+        ("repeated.pt", torch(pickled(&tensor(&[1 << 20, 1 << 20], &[0, 0]))), "a number for each place"),
+        ("overflow.pt", torch(pickled(&tensor(&[huge, huge], &[0, 0]))), "a number for each place"),
         ("negative.pt", torch(pickled(&tensor(&[-1, 4], &[1, 1]))), "tensor"),
         ("pickle.pt", archive(&[("a/data.pkl", vec![b'('; 1 << 25])]), "description"),
-        ("bomb.npz", members(&[("W_enc.npy", deflated(&whole), 8, claimed)]), "claims to unpack"),
-        ("modest.npz", members(&[("W_enc.npy", deflated(&whole), 8, 300)]), "300 bytes"),
+        ("bomb.npz", members(&bomb), "claims to unpack"),
+        ("modest.npz", members(&[("W_enc.npy", packed, 8, 300)]), "300 bytes"),
         ("shape.npz", archive(&[("W_enc.npy", npy("(1000000000000, 1000000000000)", &[0; 64]))]), "bytes for"),
         ("empty.npz", archive(&[("W_enc.npy", npy("(1000000000000, 0)", &[]))]), "a matrix"),
         ("axes.npz", archive(&[("W_enc.npy", npy(&format!("({})", "1, ".repeat(3000)), &[0; 4]))]), "a matrix"),

@@ -37,6 +37,6 @@ mod tests;
 mod trainer;
 
 pub use log::{METRICS_FILE, MetricsLine};
-pub use run::{Member, SweepRun, TrainRun, TrainSummary, train, train_sweep};
 pub use method::SparsityLoss;
-pub use settings::{Method, DeadFeatures, DecoderBias, TrainArchitecture, TrainPlan, TrainSettings};
+pub use run::{Member, SweepRun, TrainRun, TrainSummary, train, train_sweep};
+pub use settings::{DeadFeatures, DecoderBias, Method, TrainArchitecture, TrainPlan, TrainSettings};

@@ -64,7 +64,8 @@ impl Trainer {
         };
         let size = (plan.d_in, plan.d_sae);
         let mut weights = Parameters::initial(plan.arch, size, plan.decoder_init_norm, b_dec, plan.seed);
-        if let (Method::JumpRelu { init_threshold, .. }, [(_, threshold)]) = (&plan.method, weights.own.as_mut_slice()) {
+        if let (Method::JumpRelu { init_threshold, .. }, [(_, threshold)]) = (&plan.method, weights.own.as_mut_slice())
+        {
             threshold.fill(*init_threshold as f32);
         }
         let activity = Activity::new(plan.d_sae);

@@ -126,7 +126,9 @@ impl Workspace {
                 let [(_, r_mag), (_, b_mag)] = weights.own.as_slice() else { unreachable!("a gated dictionary") };
                 self.entrywise(&batch, &Gated { norms, b_gate: &weights.b_enc, r_mag, b_mag }, push)
             }
-            Method::JumpRelu { bandwidth, loss, tanh_scale, target_l0, ste_to_input, pre_act_loss_coefficient, .. } => {
+            Method::JumpRelu {
+                bandwidth, loss, tanh_scale, target_l0, ste_to_input, pre_act_loss_coefficient, ..
+            } => {
                 let [(_, threshold)] = weights.own.as_slice() else { unreachable!("a JumpReLU dictionary") };
                 let rule = JumpRelu {
                     norms,
