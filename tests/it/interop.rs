@@ -9,6 +9,7 @@ use mechinterp::interop::{self, Format, Hints, Opened};
 use serde_json::Value;
 
 use crate::close::Close;
+use crate::fixture::Cli;
 
 const EXACT: Close = Close(1e-5);
 
@@ -168,4 +169,30 @@ fn what_the_files_leave_out_is_asked_for_and_noted() {
     assert!(interop::open(&backup).unwrap().notes.iter().any(|note| note.contains("did not end")));
     let unset = folder().join("dictionary_learning/batchtopk_unset/trainer_0");
     assert!(interop::open(&unset).unwrap().notes.iter().any(|note| note.contains("never set")));
+}
+
+#[test]
+fn convert_says_what_it_read_and_refuses_with_the_reason() {
+    let cli = Cli::new();
+    let sae = |path: &str| folder().join(path).display().to_string();
+    let learned = sae("dictionary_learning/topk/trainer_0");
+    let report = cli.run(&format!("convert --sae {learned} --to sparsify --out run --context-size 64 --json")).json();
+    assert_eq!(report["from"], "dictionary_learning");
+    assert_eq!((&report["hook_name"], &report["context_size"]), (&"blocks.3.hook_resid_post".into(), &64.into()));
+    assert!(report["difference"].as_f64().unwrap() < 1e-6);
+    assert!(cli.path("run/layers.3/sae.safetensors").exists() && cli.path("run/run.json").exists());
+    let jump = sae("dictionary_learning/jumprelu/trainer_0");
+    cli.run(&format!("convert --sae {jump} --to sparsify --out no")).error(&[
+        "sparsify",
+        "topk and groupmax",
+        "jumprelu",
+    ]);
+    cli.run(&format!("convert --sae {jump} --to goodfire --out no")).error(&["--to", "read only"]);
+    cli.run(&format!("convert --sae {jump} --to saelens --out no --hook nowhere")).error(&["nowhere", "hook point"]);
+    assert!(!cli.path("no").exists() && !cli.path("no.partial").exists());
+    let moved =
+        format!("convert --sae {jump} --to saelens --out moved --hook blocks.5.hook_resid_post --prepend-bos false");
+    cli.run(&moved).ok();
+    let metadata = interop::open(&cli.path("moved")).unwrap().dictionary.config.metadata;
+    assert_eq!((metadata.hook_name.as_deref(), metadata.prepend_bos), (Some("blocks.5.hook_resid_post"), Some(false)));
 }
