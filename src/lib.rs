@@ -21,7 +21,7 @@
 //! | `f` | dictionary features, `d_sae` |
 //!
 //! Layers, each using only those before it: [`base`], [`ops`], [`data`], [`model`], [`store`], [`dictionary`],
-//! [`analysis`], [`demo`], [`cli`].
+//! [`analysis`], [`demo`], [`web`], [`cli`].
 #![cfg_attr(test, allow(clippy::float_cmp, reason = "tests compare exactly reproducible numbers"))]
 
 pub mod analysis;
@@ -33,3 +33,4 @@ pub mod dictionary;
 pub mod model;
 pub mod ops;
 pub mod store;
+pub mod web;

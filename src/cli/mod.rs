@@ -11,6 +11,7 @@ mod architecture;
 mod cache;
 mod demo;
 mod eval;
+mod eval_table;
 mod expect;
 mod feature_page;
 mod features;
@@ -22,6 +23,7 @@ mod open;
 mod progress;
 mod prompts;
 mod render;
+mod report;
 mod run;
 mod steer;
 mod train_sae;
@@ -74,6 +76,8 @@ enum Command {
     Cache(cache::Args),
     /// Train a sparse autoencoder, or several at once, on cached activations or a running model's.
     TrainSae(Box<train_sae::Args>),
+    /// A page about a trained dictionary, or several compared: curves, densities, norms, settings.
+    Report(report::Args),
     /// How good a dictionary is: reconstruction, sparsity, loss recovered, dead features.
     Eval(eval::Args),
     /// What each feature fires on and what it writes.
@@ -131,10 +135,16 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Run(args) => run::run(args, common, ui),
         Command::Cache(args) => cache::run(args, common, ui),
         Command::TrainSae(args) => train_sae::run(&args, common, ui),
+        Command::Report(args) => report::run(args, ui),
         Command::Eval(args) => eval::run(args, common, ui),
         Command::Features(args) => features::run(args, common, ui),
         Command::Steer(args) => steer::run(args, common, ui),
     }
+}
+
+/// The command line of this process.
+fn arguments() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|argument| argument.to_string_lossy().into_owned())
 }
 
 /// Process-wide settings, made once before any work.

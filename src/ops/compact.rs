@@ -26,14 +26,7 @@ impl Limit<'_> {
 ///
 /// # Panics
 /// When `bias` or the limits are shorter than `pre`: a defect of the caller.
-pub fn above(
-    pre: &[f32],
-    bias: &[f32],
-    limit: Limit<'_>,
-    first: u32,
-    indices: &mut Vec<u32>,
-    values: &mut Vec<f32>,
-) {
+pub fn above(pre: &[f32], bias: &[f32], limit: Limit<'_>, first: u32, indices: &mut Vec<u32>, values: &mut Vec<f32>) {
     assert!(bias.len() >= pre.len(), "a bias for each of {} entries", pre.len());
     if let Limit::Each(limits) = limit {
         assert!(limits.len() >= pre.len(), "a limit for each of {} entries", pre.len());
@@ -81,8 +74,10 @@ unsafe fn above_avx512(
         // SAFETY: masked loads read only entries `i..n`, which all three slices hold. `filled` is at most `start + i`
         // before each store, so a store of 16 ends within the `n + 16` reserved after `start`.
         unsafe {
-            let value =
-                _mm512_add_ps(_mm512_maskz_loadu_ps(present, pre.as_ptr().add(i)), _mm512_maskz_loadu_ps(present, bias.as_ptr().add(i)));
+            let value = _mm512_add_ps(
+                _mm512_maskz_loadu_ps(present, pre.as_ptr().add(i)),
+                _mm512_maskz_loadu_ps(present, bias.as_ptr().add(i)),
+            );
             let limits = match limit {
                 Limit::Same(limit) => _mm512_set1_ps(limit),
                 Limit::Each(limits) => _mm512_maskz_loadu_ps(present, limits.as_ptr().add(i)),
@@ -91,10 +86,7 @@ unsafe fn above_avx512(
             if kept != 0 {
                 let index = _mm512_add_epi32(steps, _mm512_set1_epi32((first + i as u32) as i32));
                 _mm512_storeu_ps(values.as_mut_ptr().add(filled), _mm512_maskz_compress_ps(kept, value));
-                _mm512_storeu_epi32(
-                    indices.as_mut_ptr().add(filled).cast(),
-                    _mm512_maskz_compress_epi32(kept, index),
-                );
+                _mm512_storeu_epi32(indices.as_mut_ptr().add(filled).cast(), _mm512_maskz_compress_epi32(kept, index));
                 filled += kept.count_ones() as usize;
             }
         }

@@ -237,6 +237,13 @@ fn names_and_prompts_that_do_not_exist() {
         .run("train-sae --cache acts --hook blocks.0.hook_resid_post --out new")
         .error(&["blocks.0.hook_resid_post", HOOK]);
     shared.run("train-sae --cache acts --out new").error(&["--hook", HOOK, "blocks.2.hook_mlp_out"]);
+    cli.run("train-sae --model demo --data world.jsonl --out new").error(&["--hook", "mechinterp info demo"]);
+    cli.run("train-sae --model demo --data world.jsonl --hook blocks.9.hook_resid_post --out new")
+        .error(&["blocks.9.hook_resid_post", "blocks.3.hook_resid_post"]);
+    cli.run("train-sae --model demo --out new").error(&["--data"]);
+    cli.run("train-sae --out new").error(&["--cache"]);
+    shared.run(&format!("train-sae --cache acts --hook {HOOK} --buffer-rows 5 --out new")).error(&["--model"]);
+    shared.run("train-sae --cache acts --sweep none.toml --out new").error(&["none.toml"]);
     let long = "dog ".repeat(400);
     cli.run_with("run demo --prompt", &long).error(&["401 tokens", "256", "shorten"]);
     shared.run_with("steer --model demo --sae sae --feature 1:2 --prompt", &long).error(&["401 tokens", "256"]);
@@ -248,6 +255,38 @@ fn names_and_prompts_that_do_not_exist() {
     shared.run("steer --model demo --sae sae --feature 160:1 --prompt The").error(&["--feature", "160", "0 to 159"]);
     shared.run("features --index acts --feature 1").error(&["index.json"]);
     cli.run("run demo --prompt The --device cuda:x").error(&["--device", "cuda:x"]);
+}
+
+/// Fails unless each of `flags` is refused by name in the line that `line` makes of it, and nothing is left behind.
+fn refused(cli: &Cli, line: impl Fn(&str) -> String, flags: &[&str]) {
+    for flag in flags {
+        // The flag at fault is the last one.
+        let name = flag.split(' ').rfind(|word| word.starts_with("--")).unwrap();
+        let ended = cli.run(&line(flag));
+        assert!(ended.stderr.contains(name), "{flag}: {}", ended.stderr);
+        ended.error(&[name]);
+        assert!(!cli.path("new").exists() && !cli.path("new.partial").exists(), "{flag}");
+    }
+}
+
+#[test]
+fn flags_of_streams_that_make_no_sense() {
+    let flags = [
+        "--context-size 1",
+        "--context-size 100000",
+        "--model-batch-size 0",
+        "--buffer-rows 0",
+        "--buffer-dtype f7",
+        "--model-dtype i8",
+        "--held-out 1",
+        "--held-out nan",
+        "--text-field beauty",
+        "--cache acts",
+        "--steps 0",
+        "--d-sae 0",
+    ];
+    let stream = |flag: &str| format!("train-sae --model demo --data world.jsonl --hook {HOOK} --out new {flag}");
+    refused(trained(), stream, &flags);
 }
 
 #[test]
@@ -302,6 +341,7 @@ fn flags_that_make_no_sense() {
                 "--max-norm-multiple 0",
                 "--dead-feature-window 0",
                 "--seed -1",
+                "--eval-every 0",
             ],
         ),
         (&eval, &["--held-out 2", "--held-out 0", "--held-out nan", "--held-out -1", "--model-sequences 0"]),
@@ -337,14 +377,7 @@ fn flags_that_make_no_sense() {
         ),
     ];
     for (line, flags) in nonsense {
-        for flag in flags {
-            // The flag at fault is the last one.
-            let name = flag.split(' ').rfind(|word| word.starts_with("--")).unwrap();
-            let ended = cli.run(&line(flag));
-            assert!(ended.stderr.contains(name), "{flag}: {}", ended.stderr);
-            ended.error(&[name]);
-            assert!(!cli.path("new").exists() && !cli.path("new.partial").exists(), "{flag}");
-        }
+        refused(cli, line, flags);
     }
     cli.run("run demo --prompt The --threads 0").error(&["--threads", "1 or more"]);
     cli.run(&steer("")).error(&["feature 1", "--feature ID:V"]);

@@ -272,6 +272,68 @@ fn a_trained_dictionary_is_saelens_directory() {
 }
 
 #[test]
+fn a_dictionary_is_trained_on_a_running_model() {
+    let cli = Cli::new();
+    cli.write_world(200);
+    let line = format!(
+        "train-sae --model demo --data world.jsonl --hook {HOOK} --context-size 32 --buffer-rows 1k --d-sae 160 \
+         --steps 30 --batch-size 128 --lr 5e-3 --out sae"
+    );
+    let report = cli.run(&format!("{line} --json")).json();
+    let positions = &report["positions"]["positions"];
+    assert!(positions["first_position"].as_u64() > Some(10) && positions["kept"].as_u64() > Some(1000), "{report}");
+    assert!(report["positions"]["median_norms"][0].as_f64() > Some(0.) && report["heldout"]["l0"].as_f64() > Some(0.));
+    let config: Value = serde_json::from_str(&std::fs::read_to_string(cli.path("sae/cfg.json")).unwrap()).unwrap();
+    let metadata = &config["metadata"];
+    assert_eq!((&metadata["hook_name"], &metadata["model_name"]), (&HOOK.into(), &"demo".into()));
+    assert_eq!((&metadata["context_size"], &metadata["prepend_bos"]), (&32.into(), &true.into()));
+    assert_eq!((&metadata["dataset_path"], &metadata["exclude_special_tokens"]), (&"world.jsonl".into(), &true.into()));
+    assert!(metadata["max_activation_norm"].as_f64() > Some(0.) && metadata["explained_variance"].is_f64());
+    let record: Value = serde_json::from_str(&std::fs::read_to_string(cli.path("sae/run.json")).unwrap()).unwrap();
+    let roles: Vec<&Value> = record["inputs"].as_array().unwrap().iter().map(|input| &input["role"]).collect();
+    assert_eq!(roles, ["model", "tokenizer", "data"]);
+    let metrics = std::fs::read_to_string(cli.path("sae/metrics.jsonl")).unwrap();
+    let mse: Vec<f64> =
+        metrics.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["mse"].as_f64().unwrap()).collect();
+    assert!(mse.last() < mse.first(), "{metrics}");
+    // The same text cached gives nearly the same rows, so the dictionary fits them too.
+    cli.run(&format!("cache --model demo --data world.jsonl --hook {HOOK} --context-size 32 --out acts")).ok();
+    let of_cache = cli.run("eval --sae sae --cache acts --no-directions --json").json();
+    let quality = &of_cache[0]["eval_result_metrics"]["reconstruction_quality"]["explained_variance"];
+    let streamed = report["heldout"]["explained_variance"].as_f64().unwrap();
+    assert!((quality.as_f64().unwrap() - streamed).abs() < 0.1, "{quality} against {streamed}");
+}
+
+#[test]
+fn one_pass_trains_dictionaries_of_several_hooks() {
+    let cli = trained();
+    let other = "blocks.2.hook_mlp_out";
+    cli.write(
+        "hooks.toml",
+        format!(
+            "[defaults]\nd_sae = 96\nsteps = 12\nbatch_size = 64\n[grid]\nhook = ['{HOOK}', '{other}']\n\
+             [[run]]\nname = 'relu'\n[[run]]\nname = 'topk'\narch = 'topk'\nk = 6\n"
+        ),
+    );
+    let report = cli.run("train-sae --cache acts --sweep hooks.toml --out swept --json").json();
+    let runs = report["runs"].as_array().unwrap();
+    let names: Vec<String> = [HOOK, other].iter().map(|hook| format!("relu-hook={hook}")).collect();
+    assert_eq!(
+        (runs.len(), &runs[0]["name"], &runs[1]["name"]),
+        (4, &names[0].clone().into(), &names[1].clone().into())
+    );
+    for run in runs {
+        let dir = cli.path("swept").join(run["name"].as_str().unwrap());
+        let config: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("cfg.json")).unwrap()).unwrap();
+        assert_eq!(config["metadata"]["hook_name"], run["hook"]);
+        assert!(run["heldout"]["explained_variance"].is_f64() && run["plan"]["steps"] == 12, "{run}");
+        assert!(dir.join("run.json").exists() && dir.join("metrics.jsonl").exists());
+    }
+    assert!(runs[0]["hook"] != runs[1]["hook"] && runs[0]["heldout"] != runs[1]["heldout"]);
+    assert!(cli.path("swept/sweep.json").exists());
+}
+
+#[test]
 fn eval_reports_saebench_categories() {
     let cli = trained();
     let plain = cli.run("eval --sae sae --cache acts --held-out 1 --json").json();

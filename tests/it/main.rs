@@ -16,6 +16,7 @@ mod hub_server;
 mod identities;
 mod kill;
 mod layers;
+mod pages;
 mod parity;
 mod passes;
 mod real_model;

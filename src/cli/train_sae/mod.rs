@@ -13,6 +13,7 @@ use crate::base::artifact::write_json;
 use crate::base::{Artifact, Result, RunRecord};
 use crate::dictionary::train::{TrainRun, TrainSettings, TrainSummary, train};
 use crate::store::RowSource;
+use crate::web::train_report;
 
 use self::record::{RECORD, check_same_run};
 use self::rows::{Origin, Ready, RowArgs};
@@ -126,7 +127,7 @@ fn one(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     for (_, width) in &origin.hooks {
         settings.plan(*width, MANY_ROWS)?;
     }
-    let artifact = Artifact::begin(&args.out, args.resume)?;
+    let artifact = Artifact::begin(&args.out, args.resume)?.with_arguments(super::arguments());
     let record = record_of(&origin, &settings, args.seed);
     check_same_run(&artifact, &record)?;
     let Ready { mut training, mut heldout, mut positions, mut metadata } =
@@ -141,6 +142,7 @@ fn one(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         out: &artifact,
         progress: ui.progress(),
     })?;
+    train_report::write(artifact.dir())?;
     artifact.finish(&record)?;
     let report = Report { dir: &args.out, positions: positions.pop().unwrap_or_default(), summary };
     if ui.json() {

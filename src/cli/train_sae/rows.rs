@@ -150,6 +150,7 @@ impl<'a> Origin<'a> {
         let weights = files.weights_hash()?;
         let plan = hooks.iter().fold(HookPlan::new(), |plan, &hook| plan.capture(hook));
         let opened = open::open_for(&plan, &files, dtype, common.device)?;
+        args.stream(hooks.clone(), seed, None).check(&opened.model)?;
         let mut inputs = vec![
             input("model", model.to_owned(), &weights),
             input("tokenizer", model.to_owned(), opened.tokenizer.hash()),

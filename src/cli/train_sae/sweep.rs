@@ -6,9 +6,13 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::base::artifact::write_json;
-use crate::base::{Artifact, Result};
-use crate::dictionary::train::{Member, SweepEntry, SweepRun, TrainSettings, TrainSummary, read_sweep, train_sweep};
+use crate::base::{Artifact, Result, RunRecord};
+use crate::dictionary::Metadata;
+use crate::dictionary::train::{
+    Member, MemberEnd, SweepEntry, SweepRun, TrainSettings, TrainSummary, read_sweep, train_sweep,
+};
 use crate::store::RowSource;
+use crate::web::train_report;
 
 use super::super::render::{Table, Ui, thousands};
 use super::super::{Common, Outcome};
@@ -25,7 +29,7 @@ struct Row {
     dir: PathBuf,
     hook: String,
     #[serde(flatten)]
-    summary: TrainSummary,
+    end: MemberEnd,
 }
 
 #[derive(Serialize)]
@@ -35,70 +39,91 @@ struct Report {
     runs: Vec<Row>,
 }
 
-pub(super) fn run(args: &Args, file: &Path, common: &Common, ui: &Ui) -> Result<Outcome> {
-    let base = TrainSettings { seed: args.seed, ..TrainSettings::default() };
-    let entries = read_sweep(file, &base)?;
-    let device = common.device.open()?;
-    // Each hook once; runs refer to it by its place.
-    let mut hooks: Vec<Option<String>> = Vec::new();
-    let mut places = Vec::with_capacity(entries.len());
-    for SweepEntry { hook, .. } in &entries {
-        let place = hooks.iter().position(|known| known == hook);
-        places.push(place.unwrap_or(hooks.len()));
-        if place.is_none() {
-            hooks.push(hook.clone());
+/// What a file asks for, with each hook once.
+struct Sweep {
+    entries: Vec<SweepEntry>,
+    /// The hooks by name; `None` is the one that the command names.
+    hooks: Vec<Option<String>>,
+    /// The place of each entry's hook among them.
+    places: Vec<usize>,
+}
+
+impl Sweep {
+    fn read(file: &Path, seed: u64) -> Result<Self> {
+        let entries = read_sweep(file, &TrainSettings { seed, ..TrainSettings::default() })?;
+        let mut hooks: Vec<Option<String>> = Vec::new();
+        let mut places = Vec::with_capacity(entries.len());
+        for SweepEntry { hook, .. } in &entries {
+            let place = hooks.iter().position(|known| known == hook);
+            places.push(place.unwrap_or(hooks.len()));
+            if place.is_none() {
+                hooks.push(hook.clone());
+            }
         }
+        Ok(Self { entries, hooks, places })
     }
-    let origin = Origin::open(&args.rows, &hooks, args.seed, common, ui)?;
-    for (entry, &place) in entries.iter().zip(&places) {
+
+    /// Each entry with the place of its hook.
+    fn each(&self) -> impl Iterator<Item = (&SweepEntry, usize)> {
+        self.entries.iter().zip(self.places.iter().copied())
+    }
+
+    /// The settings of all runs, by name.
+    fn settings(&self, origin: &Origin) -> Map<String, Value> {
+        let entry = |(entry, place): (&SweepEntry, usize)| {
+            (entry.name.clone(), json!({ "hook": origin.hooks[place].0, "settings": entry.settings }))
+        };
+        self.each().map(entry).collect()
+    }
+
+    fn members(&self, metadata: &[Metadata]) -> Vec<Member> {
+        let member = |(entry, hook): (&SweepEntry, usize)| Member {
+            name: entry.name.clone(),
+            hook,
+            settings: entry.settings.clone(),
+            metadata: metadata[hook].clone(),
+        };
+        self.each().map(member).collect()
+    }
+}
+
+pub(super) fn run(args: &Args, file: &Path, common: &Common, ui: &Ui) -> Result<Outcome> {
+    let sweep = Sweep::read(file, args.seed)?;
+    let device = common.device.open()?;
+    let origin = Origin::open(&args.rows, &sweep.hooks, args.seed, common, ui)?;
+    for (entry, place) in sweep.each() {
         entry.settings.plan(origin.hooks[place].1, MANY_ROWS)?;
     }
-    let artifact = Artifact::begin(&args.out, args.resume)?;
-    let runs: Map<String, Value> = entries
-        .iter()
-        .zip(&places)
-        .map(|(entry, &place)| {
-            (entry.name.clone(), json!({ "hook": origin.hooks[place].0, "settings": entry.settings }))
-        })
-        .collect();
-    let record = record_of(&origin, &runs, args.seed);
+    let artifact = Artifact::begin(&args.out, args.resume)?.with_arguments(super::super::arguments());
+    let record = record_of(&origin, &sweep.settings(&origin), args.seed);
     check_same_run(&artifact, &record)?;
-    let (names, alone): (Vec<String>, Vec<_>) = entries
-        .iter()
-        .zip(&places)
-        .map(|(entry, &place)| {
-            (origin.hooks[place].0.clone(), record_of(&origin, &entry.settings, entry.settings.seed))
-        })
-        .unzip();
-    let rows = entries.first().and_then(|entry| wanted_rows(&entry.settings));
-    let Ready { mut training, mut heldout, positions, metadata } = origin.begin(rows, ui, ui.progress())?;
-    write_json(&artifact.dir().join(RECORD), &record)?;
-    let member = |(entry, &hook): (&SweepEntry, &usize)| Member {
-        name: entry.name.clone(),
-        hook,
-        settings: entry.settings.clone(),
-        metadata: metadata[hook].clone(),
+    // What each dictionary says of itself, as if it had been trained alone.
+    let own = |(entry, place): (&SweepEntry, usize)| {
+        let mut own = record_of(&origin, &entry.settings, args.seed);
+        own.settings["hook"] = json!(origin.hooks[place].0);
+        (origin.hooks[place].0.clone(), own)
     };
-    let summaries = train_sweep(SweepRun {
+    let own: Vec<(String, RunRecord)> = sweep.each().map(own).collect();
+    let wanted = sweep.entries.first().and_then(|entry| wanted_rows(&entry.settings));
+    let Ready { mut training, mut heldout, positions, metadata } = origin.begin(wanted, ui, ui.progress())?;
+    write_json(&artifact.dir().join(RECORD), &record)?;
+    let ends = train_sweep(SweepRun {
         source: &mut *training,
         heldout: heldout.as_mut().map(|h| &mut **h as &mut dyn RowSource),
-        members: entries.iter().zip(&places).map(member).collect(),
+        members: sweep.members(&metadata),
         device: &device,
         out: &artifact,
         progress: ui.progress(),
     })?;
-    let row = |((entry, hook), summary): ((&SweepEntry, String), TrainSummary)| Row {
-        dir: args.out.join(&entry.name),
-        name: entry.name.clone(),
-        hook,
-        summary,
-    };
-    let runs: Vec<Row> = entries.iter().zip(names).zip(summaries).map(row).collect();
-    for (entry, mut record) in entries.iter().zip(alone) {
-        record.settings["sweep"] = json!(entry.name);
-        write_json(&artifact.dir().join(&entry.name).join(RECORD), &record)?;
+    let mut runs = Vec::with_capacity(ends.len());
+    for ((SweepEntry { name, .. }, (hook, own)), end) in sweep.entries.into_iter().zip(own).zip(ends) {
+        write_json(&artifact.dir().join(&name).join(RECORD), &own)?;
+        runs.push(Row { dir: args.out.join(&name), name, hook, end });
     }
     write_json(&artifact.dir().join(TABLE), &runs)?;
+    let trained = runs.iter().filter(|row| matches!(row.end, MemberEnd::Trained(_)));
+    let trained: Vec<PathBuf> = trained.map(|row| artifact.dir().join(&row.name)).collect();
+    train_report::write_sweep(artifact.dir(), &trained)?;
     artifact.finish(&record)?;
     let report = Report { dir: args.out.clone(), positions, runs };
     if ui.json() {
@@ -111,30 +136,43 @@ pub(super) fn run(args: &Args, file: &Path, common: &Common, ui: &Ui) -> Result<
 
 fn print(report: &Report, ui: &Ui) -> Result<()> {
     let several = report.runs.iter().any(|row| row.hook != report.runs[0].hook);
-    let mut header = vec!["", ">features", ">explained variance", ">L0", ">mse", ">dead"];
+    let mut header = vec!["", ">features", ">explained variance", ">L0", ">mse", ">dead", ""];
     if several {
         header.insert(1, "hook");
     }
     let mut table = Table::new(&header);
-    for Row { name, hook, summary, .. } in &report.runs {
-        let TrainSummary { plan, last, heldout, dead_features, .. } = summary;
-        let (ev, l0) = heldout.map_or((last.explained_variance, last.l0), |h| (h.explained_variance, h.l0));
-        let mse = heldout.map_or(String::new(), |h| format!("{:.3}", h.mse));
-        let mut cells = vec![
-            name.clone(),
-            thousands(plan.d_sae as u64),
-            format!("{ev:.4}"),
-            format!("{l0:.1}"),
-            mse,
-            thousands(*dead_features as u64),
-        ];
+    let mut on_heldout = false;
+    for Row { name, hook, end, .. } in &report.runs {
+        let mut cells = vec![name.clone()];
         if several {
-            cells.insert(1, hook.clone());
+            cells.push(hook.clone());
+        }
+        match end {
+            MemberEnd::Trained(summary) => {
+                on_heldout |= summary.heldout.is_some();
+                cells.extend(figures(summary));
+            }
+            MemberEnd::Diverged { diverged_at_step } => {
+                cells.extend(vec![String::new(); 5]);
+                cells.push(format!("given up at step {diverged_at_step}: lower its lr"));
+            }
         }
         table.row(cells);
     }
     ui.out(table)?;
-    let measured = report.runs.iter().all(|row| row.summary.heldout.is_some());
-    ui.out(if measured { "figures of held-out text" } else { "figures of the last training batch" })?;
+    ui.out(if on_heldout { "figures of held-out text" } else { "figures of the last training batch" })?;
     ui.out(format!("wrote {} dictionaries into {}", report.runs.len(), report.dir.display()))
+}
+
+fn figures(summary: &TrainSummary) -> Vec<String> {
+    let TrainSummary { plan, last, heldout, dead_features, .. } = summary;
+    let (ev, l0) = heldout.map_or((last.explained_variance, last.l0), |h| (h.explained_variance, h.l0));
+    vec![
+        thousands(plan.d_sae as u64),
+        format!("{ev:.4}"),
+        format!("{l0:.1}"),
+        heldout.map_or(String::new(), |h| format!("{:.3}", h.mse)),
+        thousands(*dead_features as u64),
+        String::new(),
+    ]
 }

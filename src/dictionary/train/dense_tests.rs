@@ -33,11 +33,7 @@ fn methods() -> Vec<TrainSettings> {
             pre_act_loss_coefficient: Some(0.3),
             ..jump()
         },
-        TrainSettings {
-            jumprelu_sparsity_loss_mode: Some(SparsityLoss::Quadratic),
-            target_l0: Some(2.0),
-            ..jump()
-        },
+        TrainSettings { jumprelu_sparsity_loss_mode: Some(SparsityLoss::Quadratic), target_l0: Some(2.0), ..jump() },
         top(TopK),
         TrainSettings { rescale_acts_by_decoder_norm: Some(false), ..top(TopK) },
         TrainSettings { k: Some(2.5), ..top(BatchTopK) },
@@ -147,7 +143,8 @@ fn naive(plan: &TrainPlan, state: &State, x: &[f32]) -> f64 {
     let pres: Vec<Vec<f64>> = x.chunks_exact(d).map(|x| (0..f).map(|j| pre(x, j)).collect()).collect();
     let error = |x: &[f32], z: &[f64]| -> f64 {
         let off = |i: usize| {
-            of(&weights.b_dec, i) - of(x, i) + z.iter().enumerate().map(|(j, z)| z * of(&weights.w_dec, j * d + i)).sum::<f64>()
+            of(&weights.b_dec, i) - of(x, i)
+                + z.iter().enumerate().map(|(j, z)| z * of(&weights.w_dec, j * d + i)).sum::<f64>()
         };
         (0..d).map(|i| off(i).powi(2)).sum()
     };
@@ -161,7 +158,11 @@ fn naive(plan: &TrainPlan, state: &State, x: &[f32]) -> f64 {
         };
         let everywhere = least_of((0..n * f).map(|i| key(i / f, i % f)).collect(), (top.k * n as f64) as usize);
         for b in 0..n {
-            let least = if top.whole_batch { everywhere } else { least_of((0..f).map(|j| key(b, j)).collect(), top.k as usize) };
+            let least = if top.whole_batch {
+                everywhere
+            } else {
+                least_of((0..f).map(|j| key(b, j)).collect(), top.k as usize)
+            };
             for j in 0..f {
                 chosen[b][j] = key(b, j) >= least && key(b, j) > 0.0;
             }
@@ -243,7 +244,9 @@ fn bf16_gradients_point_where_those_of_f32_do() {
 #[test]
 fn the_bits_do_not_depend_on_the_threads() {
     for settings in methods() {
-        for (dense_above, dtype) in [(0.0, DtypeChoice::F32), (1.0, DtypeChoice::F32), (0.0, DtypeChoice::Bf16), (1.0, DtypeChoice::Bf16)] {
+        for (dense_above, dtype) in
+            [(0.0, DtypeChoice::F32), (1.0, DtypeChoice::F32), (0.0, DtypeChoice::Bf16), (1.0, DtypeChoice::Bf16)]
+        {
             let run = || {
                 let (plan, mut state, x) = example(&settings, 17, 300, 400);
                 let mut workspace = Workspace::new(&state.weights, dtype);

@@ -88,11 +88,12 @@ fn own_details(plan: &TrainPlan) -> Value {
         }),
         Method::Gated => json!({ "l1_coefficient": coefficient, "l1_warm_up_steps": warm_up }),
         Method::TopK { top } => json!(top),
-        Method::BatchTopK { top, topk_threshold_lr } => merged(json!(top), json!({ "topk_threshold_lr": topk_threshold_lr })),
-        Method::Matryoshka { top, topk_threshold_lr, widths } => merged(
-            json!(top),
-            json!({ "topk_threshold_lr": topk_threshold_lr, "matryoshka_widths": widths }),
-        ),
+        Method::BatchTopK { top, topk_threshold_lr } => {
+            merged(json!(top), json!({ "topk_threshold_lr": topk_threshold_lr }))
+        }
+        Method::Matryoshka { top, topk_threshold_lr, widths } => {
+            merged(json!(top), json!({ "topk_threshold_lr": topk_threshold_lr, "matryoshka_widths": widths }))
+        }
         Method::JumpRelu {
             bandwidth,
             init_threshold,

@@ -32,8 +32,7 @@ pub enum TrainArchitecture {
 
 impl TrainArchitecture {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Relu, Self::Gated, Self::TopK, Self::BatchTopK, Self::JumpRelu, Self::Matryoshka];
+    pub const ALL: [Self; 6] = [Self::Relu, Self::Gated, Self::TopK, Self::BatchTopK, Self::JumpRelu, Self::Matryoshka];
 
     /// The name of `--arch`.
     pub const fn name(self) -> &'static str {

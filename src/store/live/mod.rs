@@ -117,6 +117,31 @@ struct Shared {
     buffer_rows: u64,
 }
 
+impl LiveSettings {
+    /// Checks everything that needs neither text nor a pass of the model.
+    ///
+    /// # Errors
+    /// `Flag`, `Unknown` and `Unsupported` for settings that make no sense or hooks without rows.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        let Self { hooks, pack, batch_size, filter: _, held_out, buffer_rows, dtype, seed: _, rows: _ } = self;
+        if *batch_size == 0 {
+            return Err(Error::flag("--model-batch-size", "at least 1", 0, "16 is a good start"));
+        }
+        check_pass(model, pack.context_size, *batch_size)?;
+        if pack.context_size < 2 {
+            let remedy = "use the length the model was trained for or less; 256 is usual";
+            return Err(Error::flag("--context-size", "at least 2 tokens", pack.context_size, remedy));
+        }
+        if *buffer_rows == 0 {
+            return Err(Error::flag("--buffer-rows", "at least 1", 0, "leave it out for the default, 262144"));
+        }
+        if !(0. ..1.).contains(held_out) {
+            return Err(Error::flag("--held-out", "a fraction from 0 up to 1", held_out, "use 0.05"));
+        }
+        hook_entries(model.config(), hooks, *dtype).map(drop)
+    }
+}
+
 impl Live {
     /// Reads the text once to count its sequences, and runs the model over its beginning for the median norms.
     ///
@@ -131,10 +156,7 @@ impl Live {
         progress: &dyn Progress,
     ) -> Result<Self> {
         let LiveSettings { hooks, pack, batch_size, filter, held_out, buffer_rows, dtype, seed, rows } = settings;
-        check_pass(&model, pack.context_size, *batch_size)?;
-        if *buffer_rows == 0 {
-            return Err(Error::flag("--buffer-rows", "at least 1", 0, "leave it out for the default, 262144"));
-        }
+        settings.check(&model)?;
         let entries = hook_entries(model.config(), hooks, *dtype)?;
         let text = Text { tokenizer, corpus, pack: *pack, filter: *filter };
         let Census { split, kept, report: mut positions } = text.census(*rows, *held_out, progress)?;

@@ -118,11 +118,9 @@ impl Method {
                 Self::TopK { top }
             }
             TrainArchitecture::BatchTopK => Self::BatchTopK { top: competition()?, topk_threshold_lr: rate()? },
-            TrainArchitecture::Matryoshka => Self::Matryoshka {
-                top: competition()?,
-                topk_threshold_lr: rate()?,
-                widths: settings.widths(d_sae)?,
-            },
+            TrainArchitecture::Matryoshka => {
+                Self::Matryoshka { top: competition()?, topk_threshold_lr: rate()?, widths: settings.widths(d_sae)? }
+            }
             TrainArchitecture::JumpRelu => settings.jump_relu()?,
         })
     }
@@ -218,7 +216,12 @@ impl TrainSettings {
     fn competition(&self, d_in: usize, d_sae: usize) -> Result<Competition> {
         let k = self.k.unwrap_or(64.0);
         if !(k.is_finite() && k >= 1.0 && k <= d_sae as f64) {
-            return Err(Error::flag("--k", format!("1 to {d_sae} active features"), k, "the usual values are 16 to 128"));
+            return Err(Error::flag(
+                "--k",
+                format!("1 to {d_sae} active features"),
+                k,
+                "the usual values are 16 to 128",
+            ));
         }
         let aux_loss_coefficient = self.aux_loss_coefficient.unwrap_or(1.0);
         Ok(Competition {

@@ -129,7 +129,9 @@ impl Workspace {
                 let gain: Vec<f32> = r_mag.iter().map(|r| r.exp()).collect();
                 self.entrywise(&batch, &Gated { norms, b_gate: &weights.b_enc, gain: &gain, b_mag }, push)
             }
-            Method::JumpRelu { bandwidth, loss, tanh_scale, target_l0, ste_to_input, pre_act_loss_coefficient, .. } => {
+            Method::JumpRelu {
+                bandwidth, loss, tanh_scale, target_l0, ste_to_input, pre_act_loss_coefficient, ..
+            } => {
                 let [(_, threshold)] = weights.own.as_slice() else { unreachable!("a JumpReLU dictionary") };
                 let rule = JumpRelu {
                     norms,

@@ -55,11 +55,7 @@ impl<E> Walk<E> {
     pub(super) fn report(&self, n: usize, (fired, squared_gradient): (Vec<u32>, f64)) -> BatchReport {
         let n = n as f64;
         let Sums { squared_error, other_errors, penalty, auxiliary, active } = self.sums;
-        let loss = Loss {
-            mse: squared_error / n,
-            sparsity: penalty / n,
-            auxiliary: other_errors / n + auxiliary / n,
-        };
+        let loss = Loss { mse: squared_error / n, sparsity: penalty / n, auxiliary: other_errors / n + auxiliary / n };
         BatchReport { loss, l0: active as f64 / n, fired, squared_gradient, least: None }
     }
 }

@@ -99,7 +99,11 @@ fn forward<E: Precision, R: Rule>(batch: &Batch<'_, E>, rule: &R, push: f32) -> 
                 for (i, row) in out.chunks_exact_mut(d).enumerate() {
                     row.iter_mut().zip(&batch.x[(first + i) * d..]).for_each(|(y, x)| *y -= x);
                     let squared = f64::from(squared_norm(row)) / n as f64;
-                    if channel == 0 { loss.mse += squared } else { loss.auxiliary += squared }
+                    if channel == 0 {
+                        loss.mse += squared
+                    } else {
+                        loss.auxiliary += squared
+                    }
                     row.iter_mut().for_each(|e| *e *= 2.0 / n as f32);
                     add_scaled(&mut bias, 1.0, row);
                 }
@@ -132,9 +136,7 @@ fn backward<E: Precision, R: Rule>(
     let sides = Sides::<E> {
         by_row: E::right_transposed(&centered, None, n, d),
         rows: E::right(&centered, n, d),
-        errors_by_row: (0..R::CHANNELS)
-            .map(|c| E::right_transposed(&forward.gradients[c], None, n, d))
-            .collect(),
+        errors_by_row: (0..R::CHANNELS).map(|c| E::right_transposed(&forward.gradients[c], None, n, d)).collect(),
         errors: (0..R::CHANNELS).map(|c| E::right(&forward.gradients[c], n, d)).collect(),
     };
     let mut fired = vec![0u32; f];
@@ -167,13 +169,7 @@ struct Sides<'a, E: Precision> {
 
 impl<E: Precision> Sides<'_, E> {
     /// All gradients of the features of `slice`; gives what reaches `b_dec` through the encoder, and the squares.
-    fn tile<R: Rule>(
-        &self,
-        batch: &Batch<'_, E>,
-        rule: &R,
-        pushes: &[f32],
-        slice: &mut Slice<'_>,
-    ) -> (Vec<f32>, f64) {
+    fn tile<R: Rule>(&self, batch: &Batch<'_, E>, rule: &R, pushes: &[f32], slice: &mut Slice<'_>) -> (Vec<f32>, f64) {
         let (n, d) = (batch.n, batch.d);
         let width = slice.b_enc.len();
         let span = slice.first * d..(slice.first + width) * d;
