@@ -21,7 +21,7 @@
 //! | `f` | dictionary features, `d_sae` |
 //!
 //! Layers, each using only those before it: [`base`], [`ops`], [`data`], [`model`], [`store`], [`dictionary`],
-//! [`analysis`], [`interop`], [`demo`], [`cli`].
+//! [`analysis`], [`interop`], [`demo`], [`web`], [`cli`].
 #![cfg_attr(test, allow(clippy::float_cmp, reason = "tests compare exactly reproducible numbers"))]
 
 pub mod analysis;
@@ -34,3 +34,4 @@ pub mod interop;
 pub mod model;
 pub mod ops;
 pub mod store;
+pub mod web;

@@ -57,6 +57,7 @@ pub struct Artifact {
     partial: PathBuf,
     _lock: File,
     resumed: bool,
+    arguments: Vec<String>,
 }
 
 impl Artifact {
@@ -101,7 +102,18 @@ impl Artifact {
                 remedy: "run the same command with --resume, or remove that directory".into(),
             });
         }
-        Ok(Self { target: target.into(), partial, _lock: lock, resumed: has_work })
+        Ok(Self { target: target.into(), partial, _lock: lock, resumed: has_work, arguments: Vec::new() })
+    }
+
+    /// The same, made by this command line.
+    #[must_use]
+    pub fn with_arguments(self, arguments: impl IntoIterator<Item = String>) -> Self {
+        Self { arguments: arguments.into_iter().collect(), ..self }
+    }
+
+    /// The command line that makes it, where it was given.
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
     }
 
     /// The directory to write into until [`Artifact::finish`].

@@ -1,24 +1,32 @@
 //! `mechinterp eval`
 
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::json;
 
 use crate::analysis::eval::language::LanguageSettings;
-use crate::analysis::eval::{EvalSettings, Evaluation, definitions, evaluate};
-use crate::analysis::{CacheSequences, LiveSequences, Placement, sequences::Part};
+use crate::analysis::eval::saebench::{Circumstances, CoreEvalOutput};
+use crate::analysis::eval::{EvalSettings, Evaluation, evaluate};
+use crate::analysis::{CacheSequences, LiveSequences, Placement, SequenceSource, sequences::Part};
+use crate::base::artifact::{read_json, write_atomic, write_json};
 use crate::base::{DtypeChoice, Error, Result};
 use crate::data::{BosPolicy, Corpus, PackSettings, Packer, locate_data};
-use crate::dictionary::Dictionary;
+use crate::dictionary::scale::fold_w_dec_norm;
+use crate::dictionary::{Dictionary, io};
 use crate::store::CacheReader;
 use crate::store::FilterReport;
 use crate::store::shuffle::Split;
+use crate::web::chart::standalone;
+use crate::web::eval_report::{self, Measured};
+use crate::web::text::short;
 
 use super::cache::count;
+use super::eval_table;
 use super::filter::FilterArgs;
 use super::open::{self, Opened};
-use super::render::{DIM, Table, Ui, paint, thousands};
+use super::render::{Ui, thousands};
 use super::{Common, Outcome};
 
 /// Context length for dictionaries that do not say theirs.
@@ -55,6 +63,14 @@ pub(super) struct Args {
     /// Leave out the cosines between all pairs of features.
     #[arg(long)]
     no_directions: bool,
+    /// Also write a page with pictures and every figure; with a name that ends in .svg only the picture of explained
+    /// variance against L0.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Also write results as SAEBench's core evaluation does, into a .json file or a directory of them. Decoder rows
+    /// are scaled to norm one first, as SAEBench does it, which changes l1 and nothing else in the table.
+    #[arg(long, value_name = "FILE|DIR", requires = "model", conflicts_with = "no_directions")]
+    saebench: Option<PathBuf>,
     #[command(flatten)]
     filter: FilterArgs,
 }
@@ -65,23 +81,91 @@ struct Report {
     positions: FilterReport,
     #[serde(flatten)]
     evaluation: Evaluation,
+    #[serde(skip)]
+    on: MeasuredOn,
+}
+
+/// What a dictionary was measured on.
+struct MeasuredOn {
+    model: String,
+    data: Vec<String>,
+    context_size: usize,
+    sequences: u64,
 }
 
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     if args.model_sequences == 0 {
         return Err(Error::flag("--model-sequences", "1 or more", 0, "leave out --model to skip the model's loss"));
     }
-    let dictionaries = args.sae.iter().map(|path| open::dictionary(path, ui)).collect::<Result<Vec<_>>>()?;
+    if let Some(path) = args.saebench.as_deref().filter(|path| is_file_name(path) && args.sae.len() > 1) {
+        let remedy = "name a directory, which gets a file for each dictionary";
+        return Err(Error::flag("--saebench", "a directory for several dictionaries", path.display(), remedy));
+    }
+    let mut dictionaries = args.sae.iter().map(|path| open::dictionary(path, ui)).collect::<Result<Vec<_>>>()?;
+    if args.saebench.is_some() {
+        for dictionary in &mut dictionaries {
+            // As in SAEBench: where norms cannot be folded the dictionary is measured as it is.
+            if let Err(Error::Unsupported { why, .. }) = fold_w_dec_norm(dictionary) {
+                ui.say(format!("{dictionary} keeps its decoder norms: {why}"));
+            }
+        }
+    }
     let reports = match &args.cache {
         Some(cache) => on_cache(&args, cache, &dictionaries, common, ui)?,
         None => on_text(&args, &dictionaries, common, ui)?,
     };
+    let names = names(&args.sae);
+    let measured: Vec<Measured> = names
+        .iter()
+        .zip(&dictionaries)
+        .zip(&reports)
+        .map(|((name, dictionary), report)| Measured {
+            name,
+            config: &dictionary.config,
+            evaluation: &report.evaluation,
+        })
+        .collect();
+    let mut written = Vec::new();
+    if let Some(path) = &args.html {
+        write_html(path, &measured, &facts(&reports))?;
+        written.push(path.clone());
+    }
+    if let Some(path) = &args.saebench {
+        written.extend(write_saebench(path, &reports, &names, &args)?);
+    }
     if ui.json() {
         ui.out_json(&reports)?;
-    } else {
-        print(&reports, ui)?;
+        return Ok(Outcome::Done);
+    }
+    for (report, name) in reports.iter().zip(&names) {
+        ui.say(format!("{name}: {}", report.positions));
+    }
+    match &measured[..] {
+        [one] => eval_table::one(one, ui)?,
+        several => eval_table::several(several, ui)?,
+    }
+    for path in written {
+        ui.say(format!("wrote {}", path.display()));
     }
     Ok(Outcome::Done)
+}
+
+/// What was measured on, for the head of the page.
+fn facts(reports: &[Report]) -> Vec<String> {
+    let mut facts: Vec<String> = Vec::new();
+    for Report { positions, on, .. } in reports {
+        let data: Vec<&str> = on.data.iter().map(|name| short(name)).collect();
+        let of_this = [
+            short(&on.model).to_owned(),
+            data.join(", "),
+            format!("{} sequences of {}", thousands(on.sequences), on.context_size),
+            positions.to_string(),
+        ];
+        facts.extend(of_this.into_iter().filter(|fact| !fact.is_empty()));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    facts.retain(|fact| seen.insert(fact.clone()));
+    facts
 }
 
 impl Args {
@@ -116,7 +200,14 @@ fn on_cache(args: &Args, cache: &Path, dictionaries: &[Dictionary], common: &Com
         let source = Part { of: &sequences, range: range.clone() };
         let model = opened.as_ref().map(|o| &o.model);
         let evaluation = evaluate(dictionary, &source, model, &settings, ui.progress())?;
-        Ok(Report { sae: sae.clone(), positions: *sequences.report(), evaluation })
+        let cached = reader.settings();
+        let on = MeasuredOn {
+            model: cached.model.name.clone(),
+            data: cached.data.iter().map(|d| d.path.display().to_string()).collect(),
+            context_size: cached.context_size,
+            sequences: range.end - range.start,
+        };
+        Ok(Report { sae: sae.clone(), positions: *sequences.report(), evaluation, on })
     };
     args.sae.iter().zip(dictionaries).map(report).collect()
 }
@@ -143,7 +234,13 @@ fn on_text(args: &Args, dictionaries: &[Dictionary], common: &Common, ui: &Ui) -
         let (filter, special) = (args.filter.settings(), opened.tokenizer.special_ids());
         let source = LiveSequences::new(&opened.model, hook, sequences, special, filter, ui.progress())?;
         let evaluation = evaluate(dictionary, &source, Some(&opened.model), &settings, ui.progress())?;
-        Ok(Report { sae: sae.clone(), positions: *source.report(), evaluation })
+        let on = MeasuredOn {
+            model: name.to_owned(),
+            data: args.data.clone(),
+            context_size: pack.context_size,
+            sequences: source.sequences(),
+        };
+        Ok(Report { sae: sae.clone(), positions: *source.report(), evaluation, on })
     };
     args.sae.iter().zip(dictionaries).map(report).collect()
 }
@@ -164,53 +261,59 @@ fn part(reader: &CacheReader, held_out: f64) -> Result<std::ops::Range<u64>> {
     Ok(held_out)
 }
 
-fn print(reports: &[Report], ui: &Ui) -> Result<()> {
-    for report in reports {
-        ui.say(format!("{}: {}", report.sae.display(), report.positions));
-    }
-    let metrics = |e: &crate::analysis::eval::CoreMetrics| serde_json::to_value(e).unwrap_or_default();
-    let mut columns: Vec<(String, Value)> = Vec::new();
-    for report in reports {
-        let name = report.sae.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        columns.push((name.clone(), metrics(&report.evaluation.metrics)));
-        if let Some(all) = &report.evaluation.all_positions {
-            columns.push((format!("{name}, all positions"), metrics(all)));
-        }
-    }
-    let mut header = vec!["metric".to_owned()];
-    header.extend(columns.iter().map(|(name, _)| format!(">{name}")));
-    header.push("what it is".into());
-    let mut table = Table::new(&header.iter().map(String::as_str).collect::<Vec<_>>());
-    for &(name, meaning) in definitions() {
-        let cells: Vec<String> = columns.iter().map(|(_, json)| cell(measured(json, name))).collect();
-        if cells.iter().any(|c| c != "-") {
-            let mut row = vec![name.to_owned()];
-            row.extend(cells);
-            row.push(paint(DIM, meaning));
-            table.row(row);
-        }
-    }
-    ui.out(table)
+/// What the dictionaries are called beside each other: the directory's own name where that tells them apart.
+fn names(dirs: &[PathBuf]) -> Vec<String> {
+    let own = |dir: &PathBuf| dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned();
+    let alone = |dir: &PathBuf| dirs.iter().filter(|other| own(other) == own(dir)).count() == 1;
+    dirs.iter().map(|dir| if alone(dir) { own(dir) } else { dir.display().to_string() }).collect()
 }
 
-/// A metric of any category; null where the model's losses were not measured and it only counts them.
-fn measured<'a>(metrics: &'a Value, name: &str) -> &'a Value {
-    match find(metrics, name) {
-        count if name == "total_tokens_eval_reconstruction" && count == 0 => &Value::Null,
-        value => value,
+fn write_html(path: &Path, measured: &[Measured], facts: &[String]) -> Result<()> {
+    let text = match path.extension() {
+        Some(extension) if extension.eq_ignore_ascii_case("svg") => standalone(eval_report::picture(measured)),
+        _ => eval_report::page(measured, facts),
+    };
+    write_atomic(path, text.as_bytes())
+}
+
+/// Writes SAEBench's files: one by the name given, or in a directory under the names that SAEBench gives them.
+fn write_saebench(path: &Path, reports: &[Report], names: &[String], args: &Args) -> Result<Vec<PathBuf>> {
+    let to_file = is_file_name(path);
+    if !to_file {
+        std::fs::create_dir_all(path).map_err(Error::io("make the directory", path))?;
     }
+    let mut written = Vec::new();
+    for (report, name) in reports.iter().zip(names) {
+        let about = report.circumstances(name, args)?;
+        let file = CoreEvalOutput::new(&report.evaluation, about)?;
+        let path = if to_file { path.to_owned() } else { path.join(file.file_name()) };
+        write_json(&path, &file)?;
+        written.push(path);
+    }
+    Ok(written)
 }
 
-fn find<'a>(metrics: &'a Value, name: &str) -> &'a Value {
-    let mut categories = metrics.as_object().into_iter().flat_map(|m| m.values());
-    categories.find_map(|category| category.get(name)).unwrap_or(&Value::Null)
+fn is_file_name(path: &Path) -> bool {
+    !path.is_dir() && path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
 }
 
-fn cell(value: &Value) -> String {
-    match (value.as_u64(), value.as_f64()) {
-        (Some(n), _) => thousands(n),
-        (None, Some(x)) if x != 0.0 && x.abs() < 1e-3 => format!("{x:.2e}"),
-        (None, Some(x)) => format!("{x:.4}"),
-        _ => "-".into(),
+impl Report {
+    fn circumstances(&self, name: &str, args: &Args) -> Result<Circumstances> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let cfg = self.sae.join(io::CONFIG_FILE);
+        Ok(Circumstances {
+            name: name.to_owned(),
+            cfg: if cfg.exists() { read_json("dictionary configuration", &cfg)? } else { json!({}) },
+            model_name: self.on.model.clone(),
+            // The model's losses are measured in f32 whatever the cache holds.
+            llm_dtype: "float32".into(),
+            dataset: self.on.data.join(","),
+            context_size: self.on.context_size,
+            model_sequences: self.on.sequences.min(args.model_sequences),
+            sequences: self.on.sequences,
+            excludes_special_tokens: self.positions.settings.skip_special,
+            id: rand::random(),
+            epoch_millis: now.as_millis() as u64,
+        })
     }
 }

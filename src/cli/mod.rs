@@ -12,6 +12,7 @@ mod cache;
 mod convert;
 mod demo;
 mod eval;
+mod eval_table;
 mod feature_page;
 mod features;
 mod filter;
@@ -21,6 +22,7 @@ mod open;
 mod progress;
 mod prompts;
 mod render;
+mod report;
 mod run;
 mod steer;
 mod train_sae;
@@ -71,8 +73,10 @@ enum Command {
     Run(run::Args),
     /// Run text through a model and keep activations on disk.
     Cache(cache::Args),
-    /// Train a sparse autoencoder on cached activations.
-    TrainSae(train_sae::Args),
+    /// Train a sparse autoencoder, or several at once, on cached activations or a running model's.
+    TrainSae(Box<train_sae::Args>),
+    /// A page about a trained dictionary, or several compared: curves, densities, norms, settings.
+    Report(report::Args),
     /// How good a dictionary is: reconstruction, sparsity, loss recovered, dead features.
     Eval(eval::Args),
     /// Rewrite a dictionary in another tool's format.
@@ -131,12 +135,18 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Info(args) => info::run(args, ui),
         Command::Run(args) => run::run(args, common, ui),
         Command::Cache(args) => cache::run(args, common, ui),
-        Command::TrainSae(args) => train_sae::run(args, common, ui),
+        Command::TrainSae(args) => train_sae::run(&args, common, ui),
+        Command::Report(args) => report::run(args, ui),
         Command::Eval(args) => eval::run(args, common, ui),
         Command::Convert(args) => convert::run(args, ui),
         Command::Features(args) => features::run(args, common, ui),
         Command::Steer(args) => steer::run(args, common, ui),
     }
+}
+
+/// The command line of this process.
+fn arguments() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|argument| argument.to_string_lossy().into_owned())
 }
 
 /// Process-wide settings, made once before any work.

@@ -7,6 +7,7 @@ use anstyle::{AnsiColor, Color, RgbColor, Style};
 use unicode_width::UnicodeWidthStr;
 
 use crate::base::{Error, Progress, Result};
+pub(crate) use crate::web::text::thousands;
 
 use super::progress::Bar;
 
@@ -162,19 +163,6 @@ fn visible_width(text: &str) -> usize {
     anstream::adapter::strip_str(text).to_string().width()
 }
 
-/// A number with thousands separated.
-pub(crate) fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// A token as a table shows it: quoted, control characters escaped.
 pub(crate) fn quoted(piece: &str) -> String {
     let escaped: String = piece
@@ -249,11 +237,5 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[1].starts_with("one two") && lines[1].ends_with("short"), "{plain}");
         assert_eq!(wrap("abcdef", 4), ["abcd", "ef"]);
-    }
-
-    #[test]
-    fn thousands_are_separated() {
-        assert_eq!(thousands(0), "0");
-        assert_eq!(thousands(1_234_567), "1,234,567");
     }
 }

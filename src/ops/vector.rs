@@ -65,6 +65,41 @@ pub(super) fn instructions() -> Instructions {
     }
 }
 
+/// Work whose [`Work::run`] is `#[inline(always)]`, with all that it calls, so that [`widest`] can compile it for
+/// several instruction sets.
+pub trait Work {
+    /// What it gives.
+    type Output;
+
+    /// Does it.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs `work`, compiled for the widest instruction set of this processor.
+pub fn widest<W: Work>(work: W) -> W::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+        fn avx512<W: Work>(work: W) -> W::Output {
+            work.run()
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2<W: Work>(work: W) -> W::Output {
+            work.run()
+        }
+        match instructions() {
+            #[expect(unsafe_code, reason = "calls code for an instruction set that was detected")]
+            // SAFETY: `instructions` found every enabled feature on this processor.
+            Instructions::Avx512 => return unsafe { avx512(work) },
+            #[expect(unsafe_code, reason = "calls code for an instruction set that was detected")]
+            // SAFETY: `instructions` found every enabled feature on this processor.
+            Instructions::Avx2 => return unsafe { avx2(work) },
+            Instructions::Baseline => {}
+        }
+    }
+    work.run()
+}
+
 /// Adds the lanes pairwise.
 #[inline(always)]
 pub(super) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {

@@ -16,7 +16,7 @@ use crate::base::artifact::InputRecord;
 use crate::base::{Context, DtypeChoice, Error, Progress, Result, RunRecord, Unit};
 use crate::data::corpus::Documents;
 use crate::data::{BosPolicy, Corpus, PackSettings, Packer, Sequence, Tokenizer};
-use crate::model::{HookPlan, HookPoint, Model};
+use crate::model::{HookPlan, HookPoint, Model, ModelConfig};
 
 /// One run of `cache`.
 #[derive(Debug)]
@@ -142,34 +142,12 @@ fn write(mut writer: CacheWriter, batches: &Receiver<Batch>) -> Result<CacheWrit
 impl CacheJob<'_> {
     /// The settings that the manifest records, checked against the model.
     fn settings(&self) -> Result<CacheSettings> {
-        let config = self.model.config();
         let context = self.pack.context_size;
-        if context > config.context_length {
-            let expected = format!("at most {}, the context of {}", config.context_length, self.model_name);
-            return Err(Error::flag("--context-size", expected, context, "use 256, or the model's context"));
-        }
-        if self.batch_size == 0 {
-            return Err(Error::flag("--batch-size", "at least 1", 0, "16 is a good start"));
-        }
+        check_pass(self.model, context, self.batch_size)?;
         if self.tokens == Some(0) {
             return Err(Error::flag("--tokens", "at least 1", 0, "leave it out to cache the whole text"));
         }
-        if self.hooks.is_empty() {
-            let remedy = "'mechinterp info MODEL' lists them";
-            return Err(Error::flag("--hook", "at least one hook point", "none", remedy));
-        }
-        let mut hooks: Vec<HookEntry> = Vec::new();
-        for &hook in &self.hooks {
-            let width = hook.check(config)?.site.width(config).ok_or_else(|| Error::Unsupported {
-                what: format!("caching {hook}"),
-                why: format!("its shape {} has no fixed number of values a token", hook.site.axes()),
-                remedy: "use 'mechinterp run --hook' for it, or another hook".into(),
-            })?;
-            if hooks.iter().any(|entry| entry.name == hook.to_string()) {
-                return Err(Error::flag("--hook", "every hook once", hook, "remove the second one"));
-            }
-            hooks.push(HookEntry { name: hook.to_string(), width, dtype: self.dtype });
-        }
+        let hooks = hook_entries(self.model.config(), &self.hooks, self.dtype)?;
         let bos = self.tokenizer.prefix(self.pack.bos).map_or(BosPolicy::Never, |_| BosPolicy::Prepend);
         let mut settings = CacheSettings {
             model: ModelEntry {
@@ -277,6 +255,40 @@ impl CacheJob<'_> {
     }
 }
 
+/// Checks the length and number of sequences that are to go through `model` at once.
+pub(super) fn check_pass(model: &Model, context_size: usize, batch_size: usize) -> Result<()> {
+    let longest = model.config().context_length;
+    if context_size > longest {
+        let expected = format!("at most {longest}, the context of the model");
+        return Err(Error::flag("--context-size", expected, context_size, "use 256, or the model's context"));
+    }
+    if batch_size == 0 {
+        return Err(Error::flag("--batch-size", "at least 1", 0, "16 is a good start"));
+    }
+    Ok(())
+}
+
+/// Names and widths of `hooks`, each of which must give rows.
+pub(super) fn hook_entries(config: &ModelConfig, hooks: &[HookPoint], dtype: DtypeChoice) -> Result<Vec<HookEntry>> {
+    if hooks.is_empty() {
+        let remedy = "'mechinterp info MODEL' lists them";
+        return Err(Error::flag("--hook", "at least one hook point", "none", remedy));
+    }
+    let mut entries: Vec<HookEntry> = Vec::new();
+    for &hook in hooks {
+        let width = hook.check(config)?.site.width(config).ok_or_else(|| Error::Unsupported {
+            what: format!("rows of {hook}"),
+            why: format!("its shape {} has no fixed number of values a token", hook.site.axes()),
+            remedy: "use 'mechinterp run --hook' for it, or another hook".into(),
+        })?;
+        if entries.iter().any(|entry| entry.name == hook.to_string()) {
+            return Err(Error::flag("--hook", "every hook once", hook, "remove the second one"));
+        }
+        entries.push(HookEntry { name: hook.to_string(), width, dtype });
+    }
+    Ok(entries)
+}
+
 fn shrunk(stored: u64, found: u64) -> Error {
     Error::Mismatch {
         what: "cut-off cache and text",
@@ -309,4 +321,4 @@ fn device_kind(device: &Device) -> &'static str {
 
 #[cfg(test)]
 #[path = "collect_tests.rs"]
-mod tests;
+pub(super) mod tests;

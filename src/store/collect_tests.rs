@@ -46,15 +46,15 @@ fn tiny_model() -> Model {
     Model::from_tensors(&config, tensors, DType::F32, &Device::Cpu).unwrap()
 }
 
-struct World {
-    dir: tempfile::TempDir,
-    model: Model,
-    tokenizer: Tokenizer,
-    corpus: Corpus,
+pub(in crate::store) struct World {
+    pub(in crate::store) dir: tempfile::TempDir,
+    pub(in crate::store) model: Model,
+    pub(in crate::store) tokenizer: Tokenizer,
+    pub(in crate::store) corpus: Corpus,
 }
 
 impl World {
-    fn new(documents: usize) -> Self {
+    pub(in crate::store) fn new(documents: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let line = |i: usize| format!("{{\"text\": \"document {i}, {}\"}}", "la".repeat(i % 9));
         let lines = (0..documents).map(line).collect::<Vec<_>>().join("\n");
@@ -64,7 +64,7 @@ impl World {
         Self { model: tiny_model(), tokenizer: byte_tokenizer(dir.path()), corpus, dir }
     }
 
-    fn job(&self, out: &str) -> CacheJob<'_> {
+    pub(in crate::store) fn job(&self, out: &str) -> CacheJob<'_> {
         CacheJob {
             model: &self.model,
             model_name: "tiny".into(),

@@ -45,6 +45,44 @@ impl Values {
         }
     }
 
+    /// `n` zeros.
+    pub(super) fn zeros(dtype: DtypeChoice, n: usize) -> Self {
+        match dtype {
+            DtypeChoice::F32 => Self::F32(vec![0.; n]),
+            DtypeChoice::F16 => Self::F16(vec![f16::ZERO; n]),
+            DtypeChoice::Bf16 => Self::Bf16(vec![bf16::ZERO; n]),
+        }
+    }
+
+    /// Overwrites the values from `start` with `source`, rounded to nearest even; whether all are finite once stored.
+    pub(super) fn set(&mut self, start: usize, source: &[f32]) -> bool {
+        let range = start..start + source.len();
+        match self {
+            Self::F32(values) => {
+                values[range].copy_from_slice(source);
+                source.iter().all(|x| x.is_finite())
+            }
+            Self::F16(values) => {
+                values[range.clone()].convert_from_f32_slice(source);
+                values[range].iter().all(|x| x.is_finite())
+            }
+            Self::Bf16(values) => {
+                values[range.clone()].convert_from_f32_slice(source);
+                values[range].iter().all(|x| x.is_finite())
+            }
+        }
+    }
+
+    /// Copies the values from `start` into `out`.
+    pub(super) fn get(&self, start: usize, out: &mut [f32]) {
+        let range = start..start + out.len();
+        match self {
+            Self::F32(values) => out.copy_from_slice(&values[range]),
+            Self::F16(values) => values[range].convert_to_f32_slice(out),
+            Self::Bf16(values) => values[range].convert_to_f32_slice(out),
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         match self {
             Self::F32(values) => values.clear(),
@@ -180,6 +218,11 @@ mod tests {
                 DtypeChoice::Bf16 => bf16::from_f32(*x).to_f32(),
             };
             assert_eq!(back, source.iter().map(nearest).collect::<Vec<_>>());
+            let mut placed = Values::zeros(dtype, 1310);
+            assert!(placed.set(7, &source));
+            let mut got = vec![1.; 1302];
+            placed.get(6, &mut got);
+            assert_eq!((got[0], &got[1..1301], got[1301]), (0., &back[..], 0.));
         }
     }
 
@@ -188,6 +231,7 @@ mod tests {
         let mut values = Values::new(DtypeChoice::F16);
         assert_eq!(values.extend(&[1., 65_504., -70_000., 2., 1e9]), Err((2, 2)));
         assert_eq!(values.byte_len(), 0);
+        assert!(!Values::zeros(DtypeChoice::F16, 2).set(0, &[1., 70_000.]));
         assert_eq!(Values::new(DtypeChoice::Bf16).extend(&[1., f32::NAN]), Err((1, 1)));
         assert_eq!(Values::new(DtypeChoice::Bf16).extend(&[70_000.]), Ok(()));
         assert_eq!(Values::new(DtypeChoice::F32).extend(&[f32::INFINITY]), Err((1, 0)));

@@ -199,14 +199,14 @@ pub(crate) fn trained() -> &'static Cli {
     })
 }
 
-/// Every file under `dir` with its contents, by relative path, but for locks.
+/// Every file under `dir` with its contents, by relative path, but for locks and what tells how long things took.
 pub(crate) fn contents(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
     fn walk(dir: &Path, root: &Path, files: &mut std::collections::BTreeMap<PathBuf, Vec<u8>>) {
         for entry in std::fs::read_dir(dir).unwrap().flatten() {
             let path = entry.path();
             if path.is_dir() {
                 walk(&path, root, files);
-            } else if entry.file_name() != ".lock" {
+            } else if ![".lock", "sessions.json", "report.html"].iter().any(|name| entry.file_name() == *name) {
                 files.insert(path.strip_prefix(root).unwrap().to_owned(), std::fs::read(&path).unwrap());
             }
         }

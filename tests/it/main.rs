@@ -16,6 +16,7 @@ mod identities;
 mod interop;
 mod kill;
 mod layers;
+mod pages;
 mod parity;
 mod passes;
 mod real_model;

@@ -29,7 +29,7 @@ pub struct CoreMetrics {
 
 /// KL divergences of next-token distributions, in nats.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "defined in `definitions`")]
+#[expect(missing_docs, reason = "defined in `DEFINITIONS`")]
 pub struct ModelBehaviorPreservation {
     pub kl_div_score: f64,
     pub kl_div_with_ablation: f64,
@@ -38,7 +38,7 @@ pub struct ModelBehaviorPreservation {
 
 /// Cross-entropies of the next token, in nats.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "defined in `definitions`")]
+#[expect(missing_docs, reason = "defined in `DEFINITIONS`")]
 pub struct ModelPerformancePreservation {
     pub ce_loss_score: f64,
     pub ce_loss_with_ablation: f64,
@@ -48,7 +48,7 @@ pub struct ModelPerformancePreservation {
 
 /// Errors of reconstructions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "defined in `definitions`")]
+#[expect(missing_docs, reason = "defined in `DEFINITIONS`")]
 pub struct ReconstructionQuality {
     pub explained_variance: f64,
     pub explained_variance_legacy: f64,
@@ -58,7 +58,7 @@ pub struct ReconstructionQuality {
 
 /// Norms of reconstructions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "defined in `definitions`")]
+#[expect(missing_docs, reason = "defined in `DEFINITIONS`")]
 pub struct Shrinkage {
     pub l2_norm_in: f64,
     pub l2_norm_out: f64,
@@ -68,7 +68,7 @@ pub struct Shrinkage {
 
 /// Active features a position.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "defined in `definitions`")]
+#[expect(missing_docs, reason = "defined in `DEFINITIONS`")]
 pub struct Sparsity {
     pub l0: f64,
     pub l1: f64,
@@ -76,7 +76,7 @@ pub struct Sparsity {
 
 /// Positions measured.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "defined in `definitions`")]
+#[expect(missing_docs, reason = "defined in `DEFINITIONS`")]
 pub struct TokenStats {
     pub total_tokens_eval_reconstruction: u64,
     pub total_tokens_eval_sparsity_variance: u64,
@@ -84,7 +84,7 @@ pub struct TokenStats {
 
 /// How densities and directions are spread.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "defined in `definitions`")]
+#[expect(missing_docs, reason = "defined in `DEFINITIONS`")]
 pub struct MiscMetrics {
     pub freq_over_1_percent: f64,
     pub freq_over_10_percent: f64,
@@ -127,6 +127,15 @@ impl CoreMetrics {
         }
     }
 
+    /// The figure called `name` in [`DEFINITIONS`], where it was measured.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        if name == "total_tokens_eval_reconstruction" && self.token_stats.total_tokens_eval_reconstruction == 0 {
+            return None;
+        }
+        let all = serde_json::to_value(self).ok()?;
+        all.as_object()?.values().find_map(|category| category.get(name)).and_then(serde_json::Value::as_f64)
+    }
+
     pub(super) fn set_language(&mut self, sums: &LanguageSums) {
         self.token_stats.total_tokens_eval_reconstruction = sums.positions;
         self.model_behavior_preservation = Some(sums.behavior());
@@ -166,39 +175,104 @@ impl MiscMetrics {
     }
 }
 
-/// Every figure with its definition in one line, in the order of the result.
-pub const fn definitions() -> &'static [(&'static str, &'static str)] {
-    &[
-        ("kl_div_score", "(KL zero - KL sae) / KL zero; 1 = behaviour unchanged, 0 = as bad as zeros"),
-        ("kl_div_with_ablation", "mean KL(clean || hook zeroed) of the next-token distribution, nats"),
-        ("kl_div_with_sae", "mean KL(clean || through the dictionary) of the next-token distribution, nats"),
-        ("ce_loss_score", "loss recovered: (CE zero - CE sae) / (CE zero - CE clean)"),
-        ("ce_loss_with_ablation", "cross-entropy with the hook zeroed everywhere, nats a token"),
-        ("ce_loss_with_sae", "cross-entropy through the dictionary, no error term, nats a token"),
-        ("ce_loss_without_sae", "cross-entropy of the untouched model, nats a token"),
-        ("explained_variance", "R2: 1 - E|x - y|^2 / (E|x|^2 - |E x|^2), every position equal"),
-        ("explained_variance_legacy", "mean over positions of 1 - |x - y|^2 / |x - batch mean|^2"),
-        ("mse", "mean over positions of |x - y|^2, summed over the width"),
-        ("cossim", "mean cosine of x and its reconstruction y"),
-        ("l2_norm_in", "mean |x|"),
-        ("l2_norm_out", "mean |y|"),
-        ("l2_ratio", "mean |y| / |x|"),
-        ("relative_reconstruction_bias", "E|y|^2 / E(x . y); below 1 = reconstructions too short"),
-        ("l0", "mean number of active features a position"),
-        ("l1", "mean sum of absolute activations a position"),
-        ("total_tokens_eval_reconstruction", "positions whose next-token loss was measured"),
-        ("total_tokens_eval_sparsity_variance", "positions whose reconstruction was measured"),
-        ("freq_over_1_percent", "share of features active on more than 1 % of positions"),
-        ("freq_over_10_percent", "share of features active on more than 10 % of positions"),
-        ("normalized_freq_over_1_percent", "share of all firings that come from features above 1 %"),
-        ("normalized_freq_over_10_percent", "share of all firings that come from features above 10 %"),
-        ("average_max_encoder_cosine_sim", "mean over features of the largest cosine to another encoder column"),
-        ("average_max_decoder_cosine_sim", "mean over features of the largest cosine to another decoder row"),
-        ("frac_alive", "share of features active on at least one position"),
-        ("dead_features", "features active on no position"),
-        ("dense_features", "features active on more than 10 % of positions"),
-    ]
+/// When a figure of one dictionary is better than another's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    /// Larger.
+    More,
+    /// Smaller.
+    Less,
+    /// Nearer to one.
+    NearOne,
+    /// It describes and does not judge: sparsity is bought with error, and the data are the same for all.
+    Neither,
 }
+
+impl Better {
+    /// Places of the best of `values`, several when they are equal; none where all that are known are equal or nothing
+    /// is better.
+    pub fn best(self, values: &[Option<f64>]) -> Vec<usize> {
+        let loss = |value: f64| match self {
+            Self::More => Some(-value),
+            Self::Less => Some(value),
+            Self::NearOne => Some((value - 1.0).abs()),
+            Self::Neither => None,
+        };
+        let losses: Vec<Option<f64>> = values.iter().map(|v| v.filter(|v| v.is_finite()).and_then(loss)).collect();
+        let best = losses.iter().flatten().copied().fold(f64::INFINITY, f64::min);
+        if losses.iter().flatten().all(|loss| *loss <= best) {
+            return Vec::new();
+        }
+        (0..losses.len()).filter(|&i| losses[i] == Some(best)).collect()
+    }
+}
+
+/// A figure's name, what it is in one line, and when it is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Definition {
+    /// SAEBench's name, or ours for the last two.
+    pub name: &'static str,
+    /// The formula or the meaning.
+    pub meaning: &'static str,
+    /// How figures of two dictionaries compare.
+    pub better: Better,
+}
+
+const fn define(name: &'static str, better: Better, meaning: &'static str) -> Definition {
+    Definition { name, meaning, better }
+}
+
+/// Every figure, in the order of the result.
+pub const DEFINITIONS: &[Definition] = &[
+    define("kl_div_score", Better::More, "(KL zero - KL sae) / KL zero; 1 = behaviour unchanged, 0 = as bad as zeros"),
+    define(
+        "kl_div_with_ablation",
+        Better::Neither,
+        "mean KL(clean || hook zeroed) of the next-token distribution, nats",
+    ),
+    define(
+        "kl_div_with_sae",
+        Better::Less,
+        "mean KL(clean || through the dictionary) of the next-token distribution, nats",
+    ),
+    define("ce_loss_score", Better::More, "loss recovered: (CE zero - CE sae) / (CE zero - CE clean)"),
+    define("ce_loss_with_ablation", Better::Neither, "cross-entropy with the hook zeroed everywhere, nats a token"),
+    define("ce_loss_with_sae", Better::Less, "cross-entropy through the dictionary, no error term, nats a token"),
+    define("ce_loss_without_sae", Better::Neither, "cross-entropy of the untouched model, nats a token"),
+    define("explained_variance", Better::More, "R2: 1 - E|x - y|^2 / (E|x|^2 - |E x|^2), every position equal"),
+    define("explained_variance_legacy", Better::More, "mean over positions of 1 - |x - y|^2 / |x - batch mean|^2"),
+    define("mse", Better::Less, "mean over positions of |x - y|^2, summed over the width"),
+    define("cossim", Better::More, "mean cosine of x and its reconstruction y"),
+    define("l2_norm_in", Better::Neither, "mean |x|"),
+    define("l2_norm_out", Better::Neither, "mean |y|"),
+    define("l2_ratio", Better::NearOne, "mean |y| / |x|"),
+    define("relative_reconstruction_bias", Better::NearOne, "E|y|^2 / E(x . y); below 1 = reconstructions too short"),
+    define("l0", Better::Neither, "mean number of active features a position"),
+    define("l1", Better::Neither, "mean sum of absolute activations a position"),
+    define("total_tokens_eval_reconstruction", Better::Neither, "positions whose next-token loss was measured"),
+    define("total_tokens_eval_sparsity_variance", Better::Neither, "positions whose reconstruction was measured"),
+    define("freq_over_1_percent", Better::Neither, "share of features active on more than 1 % of positions"),
+    define("freq_over_10_percent", Better::Neither, "share of features active on more than 10 % of positions"),
+    define("normalized_freq_over_1_percent", Better::Neither, "share of all firings that come from features above 1 %"),
+    define(
+        "normalized_freq_over_10_percent",
+        Better::Neither,
+        "share of all firings that come from features above 10 %",
+    ),
+    define(
+        "average_max_encoder_cosine_sim",
+        Better::Neither,
+        "mean over features of the largest cosine to another encoder column",
+    ),
+    define(
+        "average_max_decoder_cosine_sim",
+        Better::Less,
+        "mean over features of the largest cosine to another decoder row",
+    ),
+    define("frac_alive", Better::More, "share of features active on at least one position"),
+    define("dead_features", Better::Less, "features active on no position"),
+    define("dense_features", Better::Neither, "features active on more than 10 % of positions"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -211,6 +285,15 @@ mod tests {
         assert!((misc.normalized_freq_over_1_percent - 0.99).abs() < 1e-12);
         assert!((misc.normalized_freq_over_10_percent - 0.9).abs() < 1e-12);
         assert_eq!((misc.dead_features, misc.dense_features), (1, 1));
+    }
+
+    #[test]
+    fn the_best_figures_are_marked() {
+        let values = [Some(0.9), None, Some(1.05), Some(f64::NAN), Some(0.9)];
+        assert_eq!(Better::More.best(&values), [2]);
+        assert_eq!(Better::Less.best(&values), [0, 4]);
+        assert_eq!(Better::NearOne.best(&values), [2]);
+        assert!(Better::Neither.best(&values).is_empty() && Better::More.best(&values[..2]).is_empty());
     }
 
     #[test]
@@ -231,6 +314,6 @@ mod tests {
             .flat_map(|c| c.as_object().unwrap().keys())
             .map(String::as_str)
             .collect();
-        assert_eq!(names, definitions().iter().map(|d| d.0).collect::<Vec<_>>());
+        assert_eq!(names, DEFINITIONS.iter().map(|d| d.name).collect::<Vec<_>>());
     }
 }

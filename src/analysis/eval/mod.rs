@@ -2,17 +2,18 @@
 //! reconstructions.
 //!
 //! Keys and categories of the result are those of SAEBench's core evaluation; definitions are SAELens'
-//! (`sae_lens/evals.py`) and come with the result ([`definitions`]).
+//! (`sae_lens/evals.py`) and come with the result ([`DEFINITIONS`]).
 
 pub mod language;
 pub mod metrics;
+pub mod saebench;
 mod splice;
 pub mod weights;
 
 use serde::Serialize;
 
 pub use language::{LanguageSettings, LanguageSums};
-pub use metrics::{CoreMetrics, definitions};
+pub use metrics::{Better, CoreMetrics, DEFINITIONS, Definition};
 
 use super::placement::{Placement, check_in_place};
 use super::sequences::{SequenceBatch, SequenceSource, batches, check_width, select_rows};
@@ -72,7 +73,7 @@ pub struct FeatureDetail {
     pub feature_density: f64,
     /// Firings a sequence in which it fires.
     pub consistent_activation_heuristic: f64,
-    /// `b_enc`.
+    /// `b_enc`; of gated dictionaries `b_mag`.
     pub encoder_bias: f32,
     /// Norm of its encoder column.
     pub encoder_norm: f32,
@@ -211,6 +212,9 @@ impl Fired {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
+    use super::saebench::CoreEvalOutput;
     use super::*;
     use crate::analysis::sequences::tests::InMemory;
     use crate::analysis::tests::{dictionary_at, open};
@@ -232,6 +236,27 @@ mod tests {
         let kept = (0..n).map(|i| i % s != 0).collect();
         let all = SequenceBatch { first: 0, context_size: s, tokens, documents: vec![0; n], kept, rows };
         InMemory { width: d, all }
+    }
+
+    /// The keys and types of `value`, an array by its first element, without looking into `opaque` keys.
+    fn shape(value: &Value, opaque: &[&str]) -> Value {
+        match value {
+            Value::Object(map) => {
+                let of = |(key, value): (&String, &Value)| {
+                    let known = if opaque.contains(&key.as_str()) { "object".into() } else { shape(value, opaque) };
+                    (key.clone(), known)
+                };
+                let mut entries: Vec<(String, Value)> = map.iter().map(of).collect();
+                entries.sort_by(|a, b| a.0.cmp(&b.0));
+                Value::Object(entries.into_iter().collect())
+            }
+            Value::Array(values) => Value::Array(values.first().map(|v| shape(v, opaque)).into_iter().collect()),
+            Value::Number(n) if n.is_f64() => "number".into(),
+            Value::Number(_) => "integer".into(),
+            Value::String(_) => "string".into(),
+            Value::Bool(_) => "boolean".into(),
+            Value::Null => Value::Null,
+        }
     }
 
     /// R² of some rows, in `f64` and two passes.
@@ -296,6 +321,11 @@ mod tests {
         assert_eq!(categories.len(), 7);
         assert!(json["eval_result_metrics"]["model_behavior_preservation"]["kl_div_score"].as_f64().unwrap() < 1.0);
         assert_eq!(json["eval_result_metrics"]["token_stats"]["total_tokens_eval_reconstruction"], 40);
+        let file = CoreEvalOutput::new(&evaluation, saebench::tests::circumstances()).unwrap();
+        assert_eq!(file.file_name(), "runs_sae_custom_sae_eval_results.json");
+        let fields: Value =
+            serde_json::from_str(include_str!("../../../tests/golden/saebench/core_fields.json")).unwrap();
+        assert_eq!(shape(&serde_json::to_value(&file).unwrap(), &["sae_cfg_dict", "eval_result_unstructured"]), fields);
         let other = dictionary_at("blocks.0.mlp.hook_post", 24, 100);
         let error = evaluate(&other, &source, Some(&model), &EvalSettings::default(), &Silent).unwrap_err().to_string();
         assert!(error.contains("d_in 24") && error.contains("width 40"), "{error}");

@@ -15,11 +15,17 @@ const TILE: usize = 256;
 /// What the weights alone say about each feature, `[f]` each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Directions {
-    encoder_norm: Vec<f32>,
-    /// Absent in transcoders, whose encoder and decoder live in different spaces.
-    encoder_decoder: Option<Vec<f32>>,
-    max_encoder: Option<Vec<f32>>,
-    max_decoder: Option<Vec<f32>>,
+    /// Norm of each encoder column.
+    pub encoder_norm: Vec<f32>,
+    /// Norm of each decoder row.
+    pub decoder_norm: Vec<f32>,
+    /// Cosine of each feature's two directions. Absent in transcoders, whose encoder and decoder live in different
+    /// spaces.
+    pub encoder_decoder: Option<Vec<f32>>,
+    /// Largest cosine to another encoder column.
+    pub max_encoder: Option<Vec<f32>>,
+    /// Largest cosine to another decoder row.
+    pub max_decoder: Option<Vec<f32>>,
 }
 
 /// The directions of `dictionary`; with `pairs` also the nearest neighbours, which cost `f² d` twice.
@@ -34,7 +40,7 @@ pub fn directions(dictionary: &Dictionary, pairs: bool, progress: &dyn Progress)
     }
     let mut decoder = dictionary.w_dec.clone();
     let encoder_norm = normalise(&mut encoder, d);
-    normalise(&mut decoder, dictionary.d_out());
+    let decoder_norm = normalise(&mut decoder, dictionary.d_out());
     let same_space = d == dictionary.d_out();
     let aligned = || encoder.chunks_exact(d.max(1)).zip(decoder.chunks_exact(d.max(1))).map(|(e, w)| dot(e, w));
     let encoder_decoder = same_space.then(|| aligned().collect());
@@ -45,7 +51,7 @@ pub fn directions(dictionary: &Dictionary, pairs: bool, progress: &dyn Progress)
         max_decoder = Some(nearest(&decoder, dictionary.d_out(), progress)?);
         progress.end();
     }
-    Ok(Directions { encoder_norm, encoder_decoder, max_encoder, max_decoder })
+    Ok(Directions { encoder_norm, decoder_norm, encoder_decoder, max_encoder, max_decoder })
 }
 
 impl Directions {
@@ -57,12 +63,15 @@ impl Directions {
         sequences_fired: &[u64],
     ) -> Vec<FeatureDetail> {
         let of = |values: &Option<Vec<f32>>, i: usize| values.as_ref().map(|v| v[i]);
+        // A gated dictionary has two biases; the one of its magnitudes is what SAEBench shows.
+        let tensors = dictionary.activation.tensors();
+        let bias = tensors.iter().find(|(name, _)| *name == "b_mag").map_or(dictionary.b_enc.as_slice(), |(_, b)| b);
         (0..dictionary.d_sae())
             .map(|i| FeatureDetail {
                 index: i,
                 feature_density: densities[i],
                 consistent_activation_heuristic: fired[i] as f64 / sequences_fired[i].max(1) as f64,
-                encoder_bias: dictionary.b_enc[i],
+                encoder_bias: bias[i],
                 encoder_norm: self.encoder_norm[i],
                 encoder_decoder_cosine_sim: of(&self.encoder_decoder, i),
                 max_decoder_cosine_sim: of(&self.max_decoder, i),

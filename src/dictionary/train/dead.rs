@@ -140,7 +140,7 @@ fn mean_norm(rows: &[f32], d: usize, dead: &[u32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::method::Relu;
+    use super::super::method::L1;
     use super::super::parameters::Parameters;
     use super::super::step::active_pairs;
     use super::*;
@@ -172,7 +172,7 @@ mod tests {
         let before = state.clone();
         assert_eq!(resample(&mut state, &plan, &[2, 4, 9], &x), [2, 4], "one in {MOST_REVIVED} at once");
         let norms = state.weights.decoder_norms();
-        let codes = active_pairs(&state.weights, &Relu { norms: &norms, p: 1.0, root: true }, &x);
+        let codes = active_pairs(&state.weights, &L1 { norms: &norms }, &x);
         for feature in [2, 4] {
             assert!(codes.features.contains(&feature), "{feature}");
         }

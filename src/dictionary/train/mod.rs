@@ -30,8 +30,10 @@ mod resume;
 mod rows;
 mod run;
 mod schedule;
+mod sessions;
 mod settings;
 mod step;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod trainer;
@@ -39,4 +41,6 @@ mod trainer;
 pub use log::{METRICS_FILE, MetricsLine};
 pub use method::SparsityLoss;
 pub use run::{Member, SweepRun, TrainRun, TrainSummary, train, train_sweep};
+pub use sessions::{SESSIONS_FILE, Session};
 pub use settings::{DeadFeatures, DecoderBias, Method, TrainArchitecture, TrainPlan, TrainSettings};
+pub use sweep::{SweepEntry, read_sweep};

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::log::MetricsLine;
 use super::resume::latest_common;
 use super::rows::{estimate, evaluate, with_batches};
+use super::sessions::Clock;
 use super::settings::{TrainPlan, TrainSettings};
 use super::trainer::{Seat, Trainer};
 use crate::base::{Artifact, Error, Progress, Result, Unit};
@@ -96,7 +97,7 @@ pub fn train(run: TrainRun) -> Result<TrainSummary> {
     let plan = settings.plan(width(&*source, 0)?, source.rows())?;
     let seat = Seat { name: String::new(), hook: 0, plan, dir: out.dir().into() };
     let seats = vec![(seat, metadata)];
-    let mut summaries = train_all(Rows { source, heldout }, seats, device, progress)?;
+    let mut summaries = train_all(Rows { source, heldout }, seats, (device, out.arguments()), progress)?;
     summaries.pop().ok_or_else(nobody)
 }
 
@@ -115,7 +116,7 @@ pub fn train_sweep(run: SweepRun) -> Result<Vec<TrainSummary>> {
         seats.push((Seat { name, hook, plan, dir }, metadata));
     }
     check_batches(&seats)?;
-    train_all(Rows { source, heldout }, seats, device, progress)
+    train_all(Rows { source, heldout }, seats, (device, out.arguments()), progress)
 }
 
 fn width(source: &dyn RowSource, hook: usize) -> Result<usize> {
@@ -168,7 +169,7 @@ struct Rows<'a> {
 fn train_all<'a>(
     rows: Rows<'a>,
     seats: Vec<(Seat, Metadata)>,
-    device: &Device,
+    (device, arguments): (&Device, &[String]),
     progress: &'a dyn Progress,
 ) -> Result<Vec<TrainSummary>> {
     let Rows { source, heldout } = rows;
@@ -184,7 +185,7 @@ fn train_all<'a>(
     }
     let (seats, metadata): (Vec<Seat>, Vec<Metadata>) = seats.into_iter().unzip();
     let trainers = open(seats, source, device, progress)?;
-    let mut together = Together::new(trainers, heldout, progress)?;
+    let mut together = Together::new(trainers, heldout, arguments, progress)?;
     source.seek(together.step * together.batch_size as u64)?;
     together.run(source)?;
     together.finish(metadata)
@@ -228,10 +229,16 @@ struct Together<'a> {
     saved: u64,
     /// Step and time of the last row of the table.
     row: (u64, Instant),
+    clock: Clock,
 }
 
 impl<'a> Together<'a> {
-    fn new(trainers: Vec<Trainer>, heldout: Option<&'a mut dyn RowSource>, progress: &'a dyn Progress) -> Result<Self> {
+    fn new(
+        trainers: Vec<Trainer>,
+        heldout: Option<&'a mut dyn RowSource>,
+        arguments: &[String],
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
         let first = trainers.first().ok_or_else(nobody)?;
         let TrainPlan { batch_size, steps, checkpoint_every, heldout_rows, .. } = first.seat.plan;
         let step = first.steps_taken();
@@ -240,7 +247,20 @@ impl<'a> Together<'a> {
         }
         let row = (step, Instant::now());
         let saved = step;
-        Ok(Self { trainers, heldout, progress, batch_size, steps, checkpoint_every, heldout_rows, step, saved, row })
+        let clock = Clock::start(arguments, step, batch_size);
+        Ok(Self {
+            trainers,
+            heldout,
+            progress,
+            batch_size,
+            steps,
+            checkpoint_every,
+            heldout_rows,
+            step,
+            saved,
+            row,
+            clock,
+        })
     }
 
     fn run(&mut self, source: &mut dyn RowSource) -> Result<()> {
@@ -302,7 +322,10 @@ impl<'a> Together<'a> {
     }
 
     fn checkpoint(&mut self) -> Result<()> {
-        self.trainers.iter_mut().try_for_each(Trainer::checkpoint)?;
+        for trainer in &mut self.trainers {
+            trainer.checkpoint()?;
+            self.clock.note(&trainer.seat.dir, self.step)?;
+        }
         self.saved = self.step;
         Ok(())
     }

@@ -168,7 +168,7 @@ pub struct TrainSettings {
     pub log_every: u64,
     /// Held-out rows that are measured every `eval_every` steps; at the end eight times as many.
     pub heldout_rows: u64,
-    /// Steps between measurements on held-out rows; `None`: a twentieth of all steps.
+    /// Steps between measurements on held-out rows; `None`: a twentieth of all steps, rounded up to a logged one.
     pub eval_every: Option<u64>,
 }
 
@@ -328,7 +328,7 @@ impl TrainSettings {
             checkpoint_every: self.checkpoint_every,
             log_every: self.log_every,
             heldout_rows: self.heldout_rows,
-            eval_every: self.eval_every.unwrap_or((steps / 20).max(1)),
+            eval_every: self.eval_every.unwrap_or((steps / 20).max(1).next_multiple_of(self.log_every)),
         })
     }
 

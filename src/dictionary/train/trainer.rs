@@ -215,6 +215,9 @@ impl Trainer {
         metadata.l0 = Some(heldout.map_or(last.l0, |report| report.l0));
         metadata.num_dead_features = Some(dead_features as u64);
         metadata.extra.extend(finish::metadata(&self.seat.plan));
+        if let Some(heldout) = heldout {
+            metadata.extra.insert("explained_variance".into(), heldout.explained_variance.into());
+        }
         io::write(&self.seat.dir, &self.dictionary(metadata)?)?;
         io::write_sparsity(&self.seat.dir, &self.activity.frequencies())?;
         let Self { seat, scale, resampled, .. } = self;

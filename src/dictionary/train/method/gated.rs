@@ -10,6 +10,8 @@
 //! The second term trains the gate, which the first gives no gradient. Its decoder is not detached, as in SAELens; the
 //! paper and dictionary_learning detach it.
 
+#![expect(clippy::inline_always, reason = "a body must be inlined to be compiled for its caller's instruction set")]
+
 use super::{EntryGradient, Rule};
 
 /// The rule of one step. `pre` is `π`.
@@ -19,17 +21,17 @@ pub(in crate::dictionary::train) struct Gated<'a> {
     pub(in crate::dictionary::train) norms: &'a [f32],
     /// `b_gate`, `[f]`.
     pub(in crate::dictionary::train) b_gate: &'a [f32],
-    /// `r_mag`, `[f]`.
-    pub(in crate::dictionary::train) r_mag: &'a [f32],
+    /// `exp(r_mag)`, `[f]`.
+    pub(in crate::dictionary::train) gain: &'a [f32],
     /// `b_mag`, `[f]`.
     pub(in crate::dictionary::train) b_mag: &'a [f32],
 }
 
 impl Gated<'_> {
     /// `m`, and its derivative by `π`.
-    #[inline]
+    #[inline(always)]
     fn magnitude(&self, f: usize, pre: f32) -> (f32, f32) {
-        let gain = self.r_mag[f].exp();
+        let gain = self.gain[f];
         ((pre - self.b_gate[f]) * gain + self.b_mag[f], gain)
     }
 }
@@ -41,17 +43,17 @@ impl Rule for Gated<'_> {
         0.0
     }
 
-    #[inline]
+    #[inline(always)]
     fn values(&self, f: usize, pre: f32) -> [f32; 2] {
         if pre > 0.0 { [self.magnitude(f, pre).0.max(0.0), pre] } else { [0.0; 2] }
     }
 
-    #[inline]
+    #[inline(always)]
     fn size(&self, f: usize, pre: f32) -> f32 {
         pre.max(0.0) * self.norms[f]
     }
 
-    #[inline]
+    #[inline(always)]
     fn gradient(&self, f: usize, pre: f32, [pull, gate_pull]: [f32; 2], push: f32) -> EntryGradient {
         if pre <= 0.0 {
             return EntryGradient::default();

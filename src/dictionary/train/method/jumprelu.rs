@@ -10,6 +10,8 @@
 //!
 //! With `ste_to_input` the estimators pass the opposite gradient to `u` as well.
 
+#![expect(clippy::inline_always, reason = "a body must be inlined to be compiled for its caller's instruction set")]
+
 use serde::{Deserialize, Serialize};
 
 use super::{EntryGradient, Rule};
@@ -53,12 +55,12 @@ impl Rule for JumpRelu<'_> {
         self.threshold[f] - self.bandwidth / 2.0
     }
 
-    #[inline]
+    #[inline(always)]
     fn values(&self, f: usize, pre: f32) -> [f32; 2] {
         [if pre > self.threshold[f] { pre } else { 0.0 }, 0.0]
     }
 
-    #[inline]
+    #[inline(always)]
     fn size(&self, f: usize, pre: f32) -> f32 {
         if pre <= self.threshold[f] {
             return 0.0;
@@ -79,7 +81,7 @@ impl Rule for JumpRelu<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn gradient(&self, f: usize, pre: f32, [pull, _]: [f32; 2], push: f32) -> EntryGradient {
         let threshold = self.threshold[f];
         let near = (pre - threshold).abs() < self.bandwidth / 2.0;

@@ -5,6 +5,8 @@
 //! `S = Σ_f size(u_f)` of a row, the loss of a row is `Σ_c ‖x̂_c − x‖² + λ P(S)`. The formulas are SAELens' (version
 //! 6.54) unless a file says otherwise.
 
+#![expect(clippy::inline_always, reason = "a body must be inlined to be compiled for its caller's instruction set")]
+
 mod gated;
 mod jumprelu;
 mod relu;
@@ -12,7 +14,7 @@ mod relu;
 pub(super) use gated::Gated;
 pub(super) use jumprelu::JumpRelu;
 pub use jumprelu::SparsityLoss;
-pub(super) use relu::Relu;
+pub(super) use relu::{L1, Relu};
 
 /// What one entry passes back.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -25,6 +27,19 @@ pub(super) struct EntryGradient {
     pub(super) norm: f32,
     /// To the architecture's own tensors, in their order.
     pub(super) own: [f32; 2],
+}
+
+impl EntryGradient {
+    /// Adds another entry's.
+    #[inline(always)]
+    pub(super) fn add(&mut self, other: Self) {
+        let Self { encoder, bias, norm, own } = other;
+        self.encoder += encoder;
+        self.bias += bias;
+        self.norm += norm;
+        self.own[0] += own[0];
+        self.own[1] += own[1];
+    }
 }
 
 /// An architecture that looks at one entry at a time.

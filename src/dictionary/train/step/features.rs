@@ -134,8 +134,7 @@ pub(super) fn gradients<E: Precision, R: Rule>(
                 if let Some(auxiliary) = &auxiliary {
                     let plane = std::slice::from_ref(&walk.auxiliary_plane);
                     let (more, _) = auxiliary.add(batch, f, i, &mut slice, plane, walk, &mut scratch);
-                    sums.encoder += more.encoder;
-                    sums.bias += more.bias;
+                    sums.add(more);
                 }
                 slice.put(batch, i, sums);
                 *encoder_sum = sums.encoder;
@@ -183,11 +182,7 @@ impl<R: Rule> Grouped<'_, R> {
                 values[1].push(gate);
             }
             active += u32::from(value != 0.0);
-            sums.encoder += gradient.encoder;
-            sums.bias += gradient.bias;
-            sums.norm += gradient.norm;
-            sums.own[0] += gradient.own[0];
-            sums.own[1] += gradient.own[1];
+            sums.add(gradient);
         }
         let d = batch.d;
         E::decode_row(&mut slice.w_enc[i * d..(i + 1) * d], rows, encoder, &batch.centered);

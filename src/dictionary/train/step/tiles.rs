@@ -2,6 +2,8 @@
 //! no `[n, f]` matrix exists. The second computes pre-activations again, feature-major, which costs less than keeping
 //! them would.
 
+#![expect(clippy::inline_always, reason = "a body must be inlined to be compiled for its caller's instruction set")]
+
 use rayon::prelude::*;
 
 use super::super::loss::Loss;
@@ -10,7 +12,7 @@ use super::super::operand::Precision;
 use super::super::parameters::Parameters;
 use super::features::Slice;
 use super::{Batch, BatchReport};
-use crate::ops::{add_scaled, squared_norm};
+use crate::ops::{Work, add_scaled, squared_norm, widest};
 
 /// Rows that one task of the first pass handles.
 const ROWS: usize = 256;
@@ -80,16 +82,11 @@ fn forward<E: Precision, R: Rule>(batch: &Batch<'_, E>, rule: &R, push: f32) -> 
                 let values = &mut values[..rows * width];
                 E::multiply(values, (&batch.left, first..first + rows), (&w_enc, features.clone()), 0..d, false);
                 for (i, row) in values.chunks_exact_mut(width).enumerate() {
-                    for (j, entry) in row.iter_mut().enumerate() {
-                        let pre = *entry + weights.b_enc[start + j];
-                        let [value, gate] = rule.values(start + j, pre);
-                        sizes[i] += f64::from(rule.size(start + j, pre));
-                        active += u64::from(value != 0.0);
-                        *entry = value;
-                        if R::CHANNELS > 1 {
-                            gates[i * width + j] = gate;
-                        }
-                    }
+                    let gates = gates.get_mut(i * width..(i + 1) * width).unwrap_or_default();
+                    let bias = &weights.b_enc[features.clone()];
+                    let (size, count) = widest(Values { rule, first: start, bias, row, gates });
+                    sizes[i] += size;
+                    active += u64::from(count);
                 }
                 for (tile, out) in tiles.iter().zip(&mut outputs).take(R::CHANNELS) {
                     let left = E::left(&tile[..rows * width], rows, width);
@@ -194,24 +191,20 @@ impl<E: Precision> Sides<'_, E> {
             for (i, sums) in sums.iter_mut().enumerate() {
                 let f = slice.first + i;
                 let bias = batch.weights.b_enc[f];
-                for (j, push) in pushes[rows.clone()].iter().enumerate() {
-                    let at = i * rows.len() + j;
-                    let pre = pres[at] + bias;
-                    let second = if R::CHANNELS > 1 { pulls[1][at] } else { 0.0 };
-                    let gradient = rule.gradient(f, pre, [pulls[0][at], second], *push);
-                    let [value, gate] = rule.values(f, pre);
-                    slice.fired[i] += u32::from(value != 0.0);
-                    pres[at] = gradient.encoder;
-                    pulls[0][at] = value;
-                    if R::CHANNELS > 1 {
-                        pulls[1][at] = gate;
-                    }
-                    sums.encoder += gradient.encoder;
-                    sums.bias += gradient.bias;
-                    sums.norm += gradient.norm;
-                    sums.own[0] += gradient.own[0];
-                    sums.own[1] += gradient.own[1];
-                }
+                let span = i * rows.len()..(i + 1) * rows.len();
+                let (value_pulls, gate_pulls) = pulls.split_at_mut(1);
+                let gate_pulls = gate_pulls.first_mut().map(|gates| &mut gates[span.clone()]).unwrap_or_default();
+                let (added, active) = widest(Gradients {
+                    rule,
+                    f,
+                    bias,
+                    pushes: &pushes[rows.clone()],
+                    pres: &mut pres[span.clone()],
+                    pulls: &mut value_pulls[0][span],
+                    gate_pulls,
+                });
+                sums.add(added);
+                slice.fired[i] += active;
             }
             let left = E::left(pres, width, rows.len());
             E::multiply(slice.w_enc, (&left, 0..width), (&self.rows, 0..d), rows.clone(), true);
@@ -225,5 +218,88 @@ impl<E: Precision> Sides<'_, E> {
             slice.put(batch, i, sums);
         }
         (slice.bias_through_encoder(batch, &encoder_sums), slice.squares())
+    }
+}
+
+/// Entries that the loops over tiles take together, with a partial sum each.
+const LANES: usize = 16;
+
+/// Turns a row of a tile of pre-activations without bias into values; gives the row's part of `S` and the number of
+/// active entries.
+struct Values<'a, R> {
+    rule: &'a R,
+    first: usize,
+    bias: &'a [f32],
+    row: &'a mut [f32],
+    gates: &'a mut [f32],
+}
+
+impl<R: Rule> Work for Values<'_, R> {
+    type Output = (f64, u32);
+
+    #[inline(always)]
+    fn run(self) -> (f64, u32) {
+        let Self { rule, first, bias, row, gates } = self;
+        let (mut sizes, mut active) = ([0.0f32; LANES], [0u32; LANES]);
+        for start in (0..row.len()).step_by(LANES) {
+            let end = (start + LANES).min(row.len());
+            let lanes = sizes.iter_mut().zip(&mut active);
+            let entries = row[start..end].iter_mut().zip(&bias[start..end]);
+            for (j, ((size, active), (entry, bias))) in lanes.zip(entries).enumerate() {
+                let f = first + start + j;
+                let pre = *entry + bias;
+                let [value, gate] = rule.values(f, pre);
+                *size += rule.size(f, pre);
+                *active += u32::from(value != 0.0);
+                *entry = value;
+                if R::CHANNELS > 1 {
+                    gates[start + j] = gate;
+                }
+            }
+        }
+        (sizes.iter().map(|size| f64::from(*size)).sum(), active.iter().sum())
+    }
+}
+
+/// Turns pre-activations of one feature into gradients to the encoder, and pulls into values; gives the sums of
+/// gradients and the number of active entries.
+struct Gradients<'a, R> {
+    rule: &'a R,
+    f: usize,
+    bias: f32,
+    pushes: &'a [f32],
+    pres: &'a mut [f32],
+    pulls: &'a mut [f32],
+    gate_pulls: &'a mut [f32],
+}
+
+impl<R: Rule> Work for Gradients<'_, R> {
+    type Output = (EntryGradient, u32);
+
+    #[inline(always)]
+    fn run(self) -> (EntryGradient, u32) {
+        let Self { rule, f, bias, pushes, pres, pulls, gate_pulls } = self;
+        let (mut sums, mut active) = ([EntryGradient::default(); LANES], [0u32; LANES]);
+        for start in (0..pres.len()).step_by(LANES) {
+            let end = (start + LANES).min(pres.len());
+            let lanes = sums.iter_mut().zip(&mut active);
+            let entries = pres[start..end].iter_mut().zip(&mut pulls[start..end]).zip(&pushes[start..end]);
+            for (j, ((sum, active), ((pre, pull), push))) in lanes.zip(entries).enumerate() {
+                let u = *pre + bias;
+                let second = if R::CHANNELS > 1 { gate_pulls[start + j] } else { 0.0 };
+                let gradient = rule.gradient(f, u, [*pull, second], *push);
+                let [value, gate] = rule.values(f, u);
+                *active += u32::from(value != 0.0);
+                *pre = gradient.encoder;
+                *pull = value;
+                if R::CHANNELS > 1 {
+                    gate_pulls[start + j] = gate;
+                }
+                sum.add(gradient);
+            }
+        }
+        let mut total = EntryGradient::default();
+        sums.into_iter().for_each(|sum| total.add(sum));
+        (total, active.iter().sum())
     }
 }

@@ -1,0 +1,8 @@
+//! Pages for a browser: one file each, with nothing fetched from anywhere, that can be mailed or archived as it is.
+
+pub mod chart;
+pub mod eval_report;
+pub mod markup;
+pub mod page;
+pub mod text;
+pub mod train_report;
