@@ -21,7 +21,7 @@
 //! | `f` | dictionary features, `d_sae` |
 //!
 //! Layers, each using only those before it: [`base`], [`ops`], [`data`], [`model`], [`store`], [`dictionary`],
-//! [`analysis`], [`demo`], [`web`], [`cli`].
+//! [`analysis`], [`interop`], [`demo`], [`web`], [`cli`].
 #![cfg_attr(test, allow(clippy::float_cmp, reason = "tests compare exactly reproducible numbers"))]
 
 pub mod analysis;
@@ -30,6 +30,7 @@ pub mod cli;
 pub mod data;
 pub mod demo;
 pub mod dictionary;
+pub mod interop;
 pub mod model;
 pub mod ops;
 pub mod store;

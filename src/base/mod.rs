@@ -3,10 +3,12 @@
 pub mod artifact;
 pub mod device;
 pub mod error;
+pub mod guard;
 pub mod mapped;
 pub mod nearest;
 pub mod progress;
 pub mod rng;
+pub mod zip;
 
 pub use artifact::{Artifact, RunRecord};
 pub use device::{DeviceChoice, DtypeChoice};

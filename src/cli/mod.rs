@@ -9,6 +9,7 @@ use crate::base::{DeviceChoice, Error, Result};
 
 mod architecture;
 mod cache;
+mod convert;
 mod demo;
 mod eval;
 mod eval_table;
@@ -80,6 +81,8 @@ enum Command {
     Report(report::Args),
     /// How good a dictionary is: reconstruction, sparsity, loss recovered, dead features.
     Eval(eval::Args),
+    /// Rewrite a dictionary in another tool's format.
+    Convert(convert::Args),
     /// What each feature fires on and what it writes.
     Features(features::Args),
     /// Generate text with features clamped, added, scaled or ablated.
@@ -137,6 +140,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::TrainSae(args) => train_sae::run(&args, common, ui),
         Command::Report(args) => report::run(args, ui),
         Command::Eval(args) => eval::run(args, common, ui),
+        Command::Convert(args) => convert::run(args, ui),
         Command::Features(args) => features::run(args, common, ui),
         Command::Steer(args) => steer::run(args, common, ui),
     }

@@ -8,7 +8,8 @@ use crate::base::{DeviceChoice, DtypeChoice, Error, Result};
 use crate::data::hub::{ModelFiles, locate_model};
 use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
 use crate::demo::built_in;
-use crate::dictionary::{Dictionary, io};
+use crate::dictionary::Dictionary;
+use crate::interop::{self, Format};
 use crate::model::{HookPlan, Model, ModelConfig, family, weights};
 use crate::ops::bf16::Kernel;
 use crate::store::CacheReader;
@@ -97,18 +98,22 @@ fn check_length(tokens: &[u32], config: &ModelConfig) -> Result<()> {
     Ok(())
 }
 
+/// Opens a dictionary of any known format, and says what it is, where it belongs and what its files leave open.
+pub(crate) fn dictionary(path: &Path, ui: &Ui) -> Result<Dictionary> {
+    let interop::Opened { dictionary, format, notes, .. } = interop::open(path)?;
+    let origin = if format == Format::SaeLens { String::new() } else { format!(", in {}'s format", format.title()) };
+    ui.say(format!("{}: {}{origin}", path.display(), dictionary.config.summary()));
+    for note in notes {
+        ui.say(format!("{}: {note}", path.display()));
+    }
+    Ok(dictionary)
+}
+
 /// Opens a cache and checks that its contents are what was written: every command that takes one reads all of it.
 pub(crate) fn cache(dir: &Path, ui: &Ui) -> Result<CacheReader> {
     let reader = CacheReader::open(dir)?;
     reader.verify(ui.progress())?;
     Ok(reader)
-}
-
-/// Opens a dictionary and says what it is and where it belongs.
-pub(crate) fn dictionary(dir: &Path, ui: &Ui) -> Result<Dictionary> {
-    let dictionary = io::read(dir)?;
-    ui.say(format!("{}: {}", dir.display(), dictionary.config.summary()));
-    Ok(dictionary)
 }
 
 /// The hook of a cache that a dictionary belongs to: the one named, else the dictionary's own, else the only one.

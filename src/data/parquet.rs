@@ -4,11 +4,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ::parquet::basic::Type as PhysicalType;
-use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use ::parquet::column::page::{Page, PageMetadata, PageReader};
+use ::parquet::column::reader::ColumnReaderImpl;
 use ::parquet::data_type::{ByteArray, ByteArrayType};
 use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 
+use crate::base::guard::guarded;
 use crate::base::{Error, Result};
 
 /// Rows that are decoded at once.
@@ -34,7 +36,7 @@ impl ParquetTexts {
     /// `Io`, or `Malformed` when it is no parquet file or has no such column of strings.
     pub(super) fn open(path: &Path, field: &str) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("open the data file", path))?;
-        let reader = SerializedFileReader::new(file).map_err(|e| broken(path, &e))?;
+        let reader = checked(|| SerializedFileReader::new(file)).map_err(|e| broken(path, &e))?;
         let schema = reader.metadata().file_metadata().schema_descr();
         let bad = |found: String| {
             let expected = format!("a column of strings called '{field}'");
@@ -82,10 +84,14 @@ impl ParquetTexts {
                     )
                 }));
             }
-            match self.fill() {
+            match checked(|| self.fill()) {
                 Ok(true) => {}
                 Ok(false) => return None,
-                Err(e) => return Some(Err(broken(&self.path, &e))),
+                Err(e) => {
+                    // What an error left half read is not read on.
+                    (self.open, self.next_group) = (None, usize::MAX);
+                    return Some(Err(broken(&self.path, &e)));
+                }
             }
         }
     }
@@ -99,10 +105,9 @@ impl ParquetTexts {
                 }
                 let group = self.reader.get_row_group(self.next_group)?;
                 self.next_group += 1;
-                match group.get_column_reader(self.column)? {
-                    ColumnReader::ByteArrayColumnReader(reader) => self.open = Some(reader),
-                    _ => return Err(ParquetError::General("row groups disagree about the column's type".into())),
-                }
+                let column = group.metadata().schema_descr().column(self.column);
+                let pages = CheckedPages(group.get_column_page_reader(self.column)?);
+                self.open = Some(ColumnReaderImpl::new(column, Box::new(pages)));
                 continue;
             };
             let (mut levels, mut values) = (Vec::new(), Vec::new());
@@ -122,6 +127,43 @@ impl ParquetTexts {
             return Ok(true);
         }
     }
+}
+
+/// Pages whose dictionaries hold as many values as they say: the crate makes room for them first.
+struct CheckedPages(Box<dyn PageReader>);
+
+impl PageReader for CheckedPages {
+    fn get_next_page(&mut self) -> Result<Option<Page>, ParquetError> {
+        let page = self.0.get_next_page()?;
+        if let Some(Page::DictionaryPage { buf, num_values, .. }) = &page
+            && *num_values as usize > buf.len() / size_of::<u32>()
+        {
+            let why = format!("a dictionary of {num_values} texts in {} bytes", buf.len());
+            return Err(ParquetError::General(why));
+        }
+        Ok(page)
+    }
+
+    fn peek_next_page(&mut self) -> Result<Option<PageMetadata>, ParquetError> {
+        self.0.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> Result<(), ParquetError> {
+        self.0.skip_next_page()
+    }
+}
+
+impl Iterator for CheckedPages {
+    type Item = Result<Page, ParquetError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.get_next_page().transpose()
+    }
+}
+
+/// The crate's decoders panic on some kinds of damage.
+fn checked<T>(work: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    guarded(work).unwrap_or_else(|panic| Err(ParquetError::General(panic)))
 }
 
 fn broken(path: &Path, error: &ParquetError) -> Error {

@@ -13,7 +13,7 @@ use crate::base::{Context, Error, Result};
 use crate::data::gguf::{Gguf, is_gguf};
 
 mod gguf;
-mod pytorch;
+pub(crate) mod pytorch;
 
 use gguf::GgufFile;
 use pytorch::PyTorchFile;

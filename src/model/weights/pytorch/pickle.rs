@@ -15,6 +15,9 @@ pub(super) enum Object {
     /// A class or function by `module.name`.
     Global(String),
     Int(i64),
+    Float(f64),
+    Bool,
+    None,
     Text(String),
     Tuple(Vec<Id>),
     List(Vec<Id>),
@@ -23,7 +26,7 @@ pub(super) enum Object {
     Call(Id, Id),
     /// A reference to data outside of the pickle.
     Persistent(Id),
-    /// None, a boolean, a float or bytes, which no tensor needs.
+    /// Bytes, or an integer of more than 64 bits.
     Other,
 }
 
@@ -139,8 +142,9 @@ impl<'a> Machine<'a> {
             // PROTO and FRAME say nothing that matters here.
             0x80 => drop(self.take(1)?),
             0x95 => drop(self.take(8)?),
-            b'N' | 0x88 | 0x89 => self.push(Object::Other),
-            b'G' => self.other(8)?,
+            b'N' => self.push(Object::None),
+            0x88 | 0x89 => self.push(Object::Bool),
+            b'G' => self.float()?,
             b'K' | b'M' | b'J' | 0x8a => self.integer(code)?,
             b'X' | 0x8c | 0x8d | b'T' | b'U' => self.text(code)?,
             b'B' | b'C' | 0x8e => {
@@ -230,6 +234,13 @@ impl<'a> Machine<'a> {
     fn other(&mut self, len: usize) -> Result<(), Fault> {
         self.take(len)?;
         self.push(Object::Other);
+        Ok(())
+    }
+
+    /// Eight bytes, big-endian.
+    fn float(&mut self) -> Result<(), Fault> {
+        let bits = self.take(8)?.iter().fold(0u64, |bits, &byte| bits << 8 | u64::from(byte));
+        self.push(Object::Float(f64::from_bits(bits)));
         Ok(())
     }
 

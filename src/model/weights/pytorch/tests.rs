@@ -1,5 +1,6 @@
 //! Against files that torch wrote (`tests/golden/make_weights.py`), whole and damaged.
 
+use super::pickle::Objects;
 use super::*;
 
 fn golden(name: &str) -> PathBuf {
