@@ -40,7 +40,7 @@ mod trainer;
 
 pub use log::{METRICS_FILE, MetricsLine};
 pub use method::SparsityLoss;
-pub use run::{Member, SweepRun, TrainRun, TrainSummary, train, train_sweep};
+pub use run::{Member, MemberEnd, SweepRun, TrainRun, TrainSummary, train, train_sweep};
 pub use sessions::{SESSIONS_FILE, Session};
 pub use settings::{DeadFeatures, DecoderBias, Method, TrainArchitecture, TrainPlan, TrainSettings};
 pub use sweep::{SweepEntry, read_sweep};

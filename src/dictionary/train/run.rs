@@ -2,17 +2,18 @@
 //! directories.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::log::MetricsLine;
-use super::resume::latest_common;
+use super::resume::{Seated, latest_common, mark_diverged};
 use super::rows::{estimate, evaluate, with_batches};
 use super::sessions::Clock;
 use super::settings::{TrainPlan, TrainSettings};
-use super::trainer::{Seat, Trainer};
+use super::trainer::{Seat, Taken, Trainer};
 use crate::base::{Artifact, Error, Progress, Result, Unit};
 use crate::dictionary::Metadata;
 use crate::dictionary::metrics::MetricsReport;
@@ -86,6 +87,19 @@ pub struct TrainSummary {
     pub resampled: u64,
 }
 
+/// How a member of a sweep ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum MemberEnd {
+    /// As it should.
+    Trained(Box<TrainSummary>),
+    /// Its loss left the finite numbers; the others went on.
+    Diverged {
+        /// The step that could not be taken.
+        diverged_at_step: u64,
+    },
+}
+
 /// Trains a dictionary and writes it into the output directory in SAELens' format, with `metrics.jsonl` and
 /// `checkpoints/`. The caller finishes the [`Artifact`].
 ///
@@ -96,17 +110,19 @@ pub fn train(run: TrainRun) -> Result<TrainSummary> {
     let TrainRun { source, heldout, settings, metadata, device, out, progress } = run;
     let plan = settings.plan(width(&*source, 0)?, source.rows())?;
     let seat = Seat { name: String::new(), hook: 0, plan, dir: out.dir().into() };
-    let seats = vec![(seat, metadata)];
-    let mut summaries = train_all(Rows { source, heldout }, seats, (device, out.arguments()), progress)?;
-    summaries.pop().ok_or_else(nobody)
+    let mut ends = train_all(Rows { source, heldout }, vec![(seat, metadata)], (device, out.arguments()), progress)?;
+    match ends.pop() {
+        Some(MemberEnd::Trained(summary)) => Ok(*summary),
+        Some(MemberEnd::Diverged { .. }) | None => Err(nobody()),
+    }
 }
 
 /// Trains every member and writes it into the directory of its name inside the output. The caller finishes the
-/// [`Artifact`]. Summaries come in the order of the members.
+/// [`Artifact`]. Ends come in the order of the members; a member that diverges does not stop the others.
 ///
 /// # Errors
 /// As [`train`]; `Mismatch` when members do not agree about the batches.
-pub fn train_sweep(run: SweepRun) -> Result<Vec<TrainSummary>> {
+pub fn train_sweep(run: SweepRun) -> Result<Vec<MemberEnd>> {
     let SweepRun { source, heldout, members, device, out, progress } = run;
     let mut seats = Vec::with_capacity(members.len());
     for Member { name, hook, settings, metadata } in members {
@@ -116,6 +132,7 @@ pub fn train_sweep(run: SweepRun) -> Result<Vec<TrainSummary>> {
         seats.push((Seat { name, hook, plan, dir }, metadata));
     }
     check_batches(&seats)?;
+    check_memory(&seats)?;
     train_all(Rows { source, heldout }, seats, (device, out.arguments()), progress)
 }
 
@@ -159,6 +176,18 @@ fn check_batches(seats: &[(Seat, Metadata)]) -> Result<()> {
     Ok(())
 }
 
+/// Asks for the memory of all weights, gradients and moments once, because a failed allocation later would end the
+/// process without a word.
+fn check_memory(seats: &[(Seat, Metadata)]) -> Result<()> {
+    let bytes = |(Seat { plan, .. }, _): &(Seat, Metadata)| 2 * 4 * size_of::<f32>() * plan.d_in * plan.d_sae;
+    let all = seats.iter().map(bytes).fold(0usize, usize::saturating_add);
+    if Vec::<u8>::new().try_reserve_exact(all).is_ok() {
+        return Ok(());
+    }
+    let found = format!("{} runs that need {:.0} GB together, more than there is", seats.len(), all as f64 / 1e9);
+    Err(Error::flag("--sweep", "runs that fit into memory", found, "train fewer at a time"))
+}
+
 /// The two streams that a run reads.
 struct Rows<'a> {
     source: &'a mut dyn RowSource,
@@ -171,7 +200,7 @@ fn train_all<'a>(
     seats: Vec<(Seat, Metadata)>,
     (device, arguments): (&Device, &[String]),
     progress: &'a dyn Progress,
-) -> Result<Vec<TrainSummary>> {
+) -> Result<Vec<MemberEnd>> {
     let Rows { source, heldout } = rows;
     if let Some(heldout) = &heldout
         && heldout.widths() != source.widths()
@@ -184,40 +213,55 @@ fn train_all<'a>(
         });
     }
     let (seats, metadata): (Vec<Seat>, Vec<Metadata>) = seats.into_iter().unzip();
-    let trainers = open(seats, source, device, progress)?;
-    let mut together = Together::new(trainers, heldout, arguments, progress)?;
+    let members = seats.iter().map(|seat| seat.dir.clone()).collect();
+    let (trainers, diverged) = open(seats, source, device, progress)?;
+    let mut together = Together::new(trainers, diverged, members, heldout, arguments, progress)?;
     source.seek(together.step * together.batch_size as u64)?;
     together.run(source)?;
     together.finish(metadata)
 }
 
-/// The trainers where their last common checkpoint left them, or new ones.
+/// A member that diverged: its directory and the step that could not be taken.
+type Left = (PathBuf, u64);
+
+/// The trainers where their last common checkpoint left them, or new ones; beside them those that had diverged.
 fn open(
     seats: Vec<Seat>,
     source: &mut dyn RowSource,
     device: &Device,
     progress: &dyn Progress,
-) -> Result<Vec<Trainer>> {
-    if let Some(checkpoints) = latest_common(&seats, progress)? {
-        let pairs = seats.into_iter().zip(checkpoints);
-        return pairs.map(|(seat, checkpoint)| Trainer::resume(seat, checkpoint, device)).collect();
+) -> Result<(Vec<Trainer>, Vec<Left>)> {
+    let (mut trainers, mut diverged) = (Vec::new(), Vec::new());
+    match latest_common(seats, progress)? {
+        Ok(seated) => {
+            for seated in seated {
+                match seated {
+                    Seated::At(seat, checkpoint) => trainers.push(Trainer::resume(seat, *checkpoint, device)?),
+                    Seated::Diverged(seat, step) => diverged.push((seat.dir, step)),
+                }
+            }
+        }
+        Err(seats) => {
+            let Some(TrainPlan { batch_size, n_batches_for_norm, .. }) = seats.first().map(|seat| &seat.plan) else {
+                return Err(nobody());
+            };
+            let estimates = estimate(source, *batch_size, *n_batches_for_norm, progress)?;
+            for seat in seats {
+                let estimate = &estimates[seat.hook];
+                trainers.push(Trainer::start(seat, estimate, device)?);
+            }
+        }
     }
-    let Some(TrainPlan { batch_size, n_batches_for_norm, .. }) = seats.first().map(|seat| &seat.plan) else {
-        return Err(nobody());
-    };
-    let estimates = estimate(source, *batch_size, *n_batches_for_norm, progress)?;
-    seats
-        .into_iter()
-        .map(|seat| {
-            let estimate = &estimates[seat.hook];
-            Trainer::start(seat, estimate, device)
-        })
-        .collect()
+    Ok((trainers, diverged))
 }
 
 /// Trainers in step with each other.
 struct Together<'a> {
     trainers: Vec<Trainer>,
+    /// Directory and step of those that diverged.
+    diverged: Vec<Left>,
+    /// Directories of all, in their order.
+    members: Vec<PathBuf>,
     heldout: Option<&'a mut dyn RowSource>,
     progress: &'a dyn Progress,
     batch_size: usize,
@@ -235,6 +279,8 @@ struct Together<'a> {
 impl<'a> Together<'a> {
     fn new(
         trainers: Vec<Trainer>,
+        diverged: Vec<Left>,
+        members: Vec<PathBuf>,
         heldout: Option<&'a mut dyn RowSource>,
         arguments: &[String],
         progress: &'a dyn Progress,
@@ -246,10 +292,11 @@ impl<'a> Together<'a> {
             progress.line(&format!("continuing after step {step} of {steps}"));
         }
         let row = (step, Instant::now());
-        let saved = step;
         let clock = Clock::start(arguments, step, batch_size);
         Ok(Self {
             trainers,
+            diverged,
+            members,
             heldout,
             progress,
             batch_size,
@@ -257,7 +304,7 @@ impl<'a> Together<'a> {
             checkpoint_every,
             heldout_rows,
             step,
-            saved,
+            saved: step,
             row,
             clock,
         })
@@ -295,7 +342,7 @@ impl<'a> Together<'a> {
 
     /// One step of every trainer and whatever is due after it.
     fn one(&mut self, batches: &[Vec<f32>]) -> Result<()> {
-        let taken = self.trainers.iter_mut().map(|t| t.step(&batches[t.seat.hook])).collect::<Result<Vec<_>>>()?;
+        let taken = self.step(batches)?;
         self.step += 1;
         let heldout = self.measure()?;
         let mut lines = Vec::new();
@@ -312,6 +359,24 @@ impl<'a> Together<'a> {
             self.checkpoint()?;
         }
         if stopped { Err(self.stopped()) } else { Ok(()) }
+    }
+
+    /// A step of every trainer on its rows. One that diverges leaves, unless it is the last.
+    fn step(&mut self, batches: &[Vec<f32>]) -> Result<Vec<Taken>> {
+        let mut taken = Vec::with_capacity(self.trainers.len());
+        while let Some(trainer) = self.trainers.get_mut(taken.len()) {
+            match trainer.step(&batches[trainer.seat.hook]) {
+                Ok(step) => taken.push(step),
+                Err(error @ Error::NonFinite { .. }) if self.trainers.len() > 1 => {
+                    let left = self.trainers.remove(taken.len());
+                    mark_diverged(&left.seat.dir, self.step + 1, &error)?;
+                    self.progress.warn(&format!("'{}' is given up: {error}", left.seat.name));
+                    self.diverged.push((left.seat.dir, self.step + 1));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(taken)
     }
 
     fn stopped(&self) -> Error {
@@ -367,11 +432,20 @@ impl<'a> Together<'a> {
         self.row = (self.step, Instant::now());
     }
 
-    fn finish(mut self, metadata: Vec<Metadata>) -> Result<Vec<TrainSummary>> {
+    fn finish(mut self, metadata: Vec<Metadata>) -> Result<Vec<MemberEnd>> {
         let all = vec![true; self.trainers.len()];
         let heldout = self.evaluate(&all, self.heldout_rows.saturating_mul(FINAL_HELDOUT))?;
-        let each = self.trainers.into_iter().zip(metadata).zip(heldout);
-        each.map(|((trainer, metadata), heldout)| trainer.finish(metadata, heldout)).collect()
+        let mut trained = self.trainers.into_iter().zip(heldout).peekable();
+        let mut ends = Vec::with_capacity(self.members.len());
+        for (dir, metadata) in self.members.iter().zip(metadata) {
+            if let Some((trainer, heldout)) = trained.next_if(|(trainer, _)| trainer.seat.dir == *dir) {
+                ends.push(MemberEnd::Trained(Box::new(trainer.finish(metadata, heldout)?)));
+            } else {
+                let diverged_at_step = self.diverged.iter().find(|(left, _)| left == dir).map_or(0, |(_, step)| *step);
+                ends.push(MemberEnd::Diverged { diverged_at_step });
+            }
+        }
+        Ok(ends)
     }
 }
 

@@ -91,7 +91,7 @@ impl Progress for StopAfter {
     fn note(&self, _: &str) {}
     fn line(&self, _: &str) {}
     fn warn(&self, text: &str) {
-        panic!("{text}");
+        assert!(text.contains("is given up"), "{text}");
     }
     fn end(&self) {}
     fn cancelled(&self) -> bool {
@@ -240,7 +240,7 @@ fn run_sweep(
     members: Vec<Member>,
     out: &Artifact,
     progress: &dyn Progress,
-) -> Result<Vec<TrainSummary>> {
+) -> Result<Vec<MemberEnd>> {
     let mut heldout = Rows { data: source.data[..300 * source.width[0]].to_vec(), width: source.width, position: 0 };
     let heldout = Some(&mut heldout as &mut dyn RowSource);
     train_sweep(SweepRun { source, heldout, members, device: &Device::Cpu, out, progress })
@@ -278,7 +278,7 @@ fn members_of_a_sweep_end_as_runs_of_their_own_also_when_cut_off() {
     let out = Artifact::begin(&path, true).unwrap();
     let summaries = run_sweep(&mut source, members(), &out, &Silent).unwrap();
     for ((member, (summary, contents)), found) in members().iter().zip(&alone).zip(&summaries) {
-        assert_eq!(found, summary, "{}", member.name);
+        assert_eq!(*found, MemberEnd::Trained(Box::new(summary.clone())), "{}", member.name);
         assert!(files(&out.dir().join(&member.name)) == *contents, "{}", member.name);
     }
     let log = std::fs::read_to_string(out.dir().join("wide/metrics.jsonl")).unwrap();
@@ -299,4 +299,27 @@ fn members_that_would_need_other_batches_are_refused() {
     assert!(error.contains("batch_size 16 in 'sparse'") && error.contains("32 in 'wide'"), "{error}");
     let error = run_sweep(&mut source, Vec::new(), &out, &Silent).unwrap_err().to_string();
     assert!(error.contains("at least one run"), "{error}");
+}
+
+#[test]
+fn a_member_that_diverges_does_not_stop_the_others() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (_, mut source) = superposition(12, 24, 1000);
+    let mut with_a_bad_one = members();
+    with_a_bad_one[1].settings.lr = 1e30;
+    let whole = Artifact::begin(&tmp.path().join("whole"), false).unwrap();
+    let expected = run_sweep(&mut source, with_a_bad_one.clone(), &whole, &Silent).unwrap();
+    let MemberEnd::Diverged { diverged_at_step } = expected[1] else { panic!("{:?}", expected[1]) };
+    assert!(diverged_at_step > 1 && matches!(expected[0], MemberEnd::Trained(_)));
+    assert!(whole.dir().join("wide/diverged.json").exists() && !whole.dir().join("wide/cfg.json").exists());
+    for stop in [1, 12] {
+        let path = tmp.path().join(format!("cut at {stop}"));
+        let cut = Artifact::begin(&path, false).unwrap();
+        run_sweep(&mut source, with_a_bad_one.clone(), &cut, &StopAfter(stop.into())).unwrap_err();
+        drop(cut);
+        let cut = Artifact::begin(&path, true).unwrap();
+        assert_eq!(run_sweep(&mut source, with_a_bad_one.clone(), &cut, &Silent).unwrap(), expected);
+        let weights = |out: &Artifact| std::fs::read(out.dir().join("sparse/sae_weights.safetensors")).unwrap();
+        assert!(weights(&cut) == weights(&whole));
+    }
 }
