@@ -153,10 +153,10 @@ fn differences(dictionary: &Dictionary, given: &Given<'_>) -> Vec<Difference> {
     differences
 }
 
-/// What cannot be decided, and what the dictionary itself has to say.
+/// What cannot be decided.
 fn doubts(dictionary: &Dictionary, given: &Given<'_>) -> Vec<String> {
     let metadata = &dictionary.config.metadata;
-    let mut doubts = dictionary.config.notes();
+    let mut doubts = Vec::new();
     if let Some(own) = metadata.model_name.as_deref()
         && compare_models(own, given.model).is_none()
     {
