@@ -2,9 +2,9 @@
 
     python tests/saelens_roundtrip.py BINARY        # pip install sae-lens==6.54.12
 
-Caches the built-in model on a little text, trains a small dictionary with BINARY, opens it with `SAE.load_from_disk`
-and works out by hand, from SAELens' encode and decode on the rows of the cache, the figures that BINARY reports: over
-all rows for `eval`, feature by feature for `features`. Exits with 1 when a relative difference exceeds 1e-5 or when
+Caches the built-in model on a little text and, for every architecture, trains a small dictionary with BINARY, opens it
+with `SAE.load_from_disk` and works out by hand, from SAELens' encode and decode on the rows of the cache, the figures
+that BINARY reports: over all rows for `eval`, feature by feature for `features`. Exits with 1 when a relative difference exceeds 1e-5 or when
 the check would be vacuous. `saelens_check.py` compares codes element by element for every architecture.
 """
 
@@ -21,6 +21,15 @@ from safetensors.torch import load_file
 TOLERANCE = 1e-5
 HOOK = "blocks.1.hook_resid_post"
 CONTEXT = 32
+# What trains each architecture, and as what it is stored.
+ARCHITECTURES = {
+    "relu": ("standard", ["--l1-coefficient", "2"]),
+    "gated": ("gated", ["--l1-coefficient", "2"]),
+    "topk": ("topk", ["--k", "16"]),
+    "batchtopk": ("jumprelu", ["--k", "16"]),
+    "matryoshka": ("jumprelu", ["--k", "16", "--matryoshka-widths", "32,96,192"]),
+    "jumprelu": ("jumprelu", ["--l0-coefficient", "4"]),
+}
 COUNTRIES = {"France": "Paris", "Japan": "Tokyo", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin"}
 COLOURS = ["blue", "red", "green", "black", "white"]
 
@@ -95,6 +104,41 @@ def figures(x, codes, x_hat):
     }
 
 
+def check_architecture(architecture, directory, binary, x, kept, check):
+    """Trains one dictionary in `directory` and compares all its figures."""
+    stored_as, flags = ARCHITECTURES[architecture]
+    run(directory, binary, "train-sae", "--cache", "acts", "--arch", architecture, "--d-sae", "192", "--steps", "300", "--batch-size", "256", "--lr", "0.002", *flags, "--out", architecture, "-q")
+    common = ["--sae", architecture, "--cache", "acts", "--json", "-q"]
+    report = json.loads(run(directory, binary, "eval", *common, "--held-out", "1"))[0]
+    features = json.loads(run(directory, binary, "features", *common, "--top-k", "1"))["features"]
+
+    sae = SAE.load_from_disk(directory / architecture, device="cpu")
+    if sae.cfg.architecture() != stored_as:
+        sys.exit(f"FAILED: {architecture} is stored as {sae.cfg.architecture()}")
+    if (report["positions"]["rows"], report["positions"]["kept"]) != (len(x), int(kept.sum())):
+        sys.exit(f"FAILED: kept {report['positions']} here, {int(kept.sum())} of {len(x)} rows by hand")
+    x = x[kept]
+    codes = sae.encode(x)
+    codes = codes.to_dense() if codes.is_sparse else codes
+    x_hat = sae.decode(codes)
+
+    ours = {key: value for category in report["eval_result_metrics"].values() for key, value in category.items()}
+    for key, value in figures(x, codes, x_hat).items():
+        check.equal(f"{architecture}: {key}", ours[key], value)
+    # The differences above average over rows and features; these would show a single wrong feature.
+    active = codes > 0
+    counts = active.sum(0)
+    ids = torch.tensor([feature["index"] for feature in features])
+    if ids.tolist() != list(range(sae.cfg.d_sae)):
+        sys.exit("FAILED: features does not list every feature once")
+    check.equal(f"{architecture}: count of each feature", [feature["count"] for feature in features], counts)
+    check.equal(f"{architecture}: maximum of each feature", [feature["max"] for feature in features], codes.max(0).values)
+    check.equal(f"{architecture}: mean of each feature", [feature["mean"] for feature in features], codes.double().sum(0) / counts.clamp(min=1))
+    if not 1 < active.sum(-1).double().mean() < sae.cfg.d_sae / 2:
+        sys.exit(f"FAILED: the {architecture} dictionary is not sparse, so this shows little")
+    print(f"{architecture}: {stored_as} at {sae.cfg.metadata.hook_name}, {len(x)} rows, L0 {ours['l0']:.1f}, EV {ours['explained_variance']:.3f}")
+
+
 def main(binary):
     torch.set_grad_enabled(False)
     binary = str(pathlib.Path(binary).resolve())
@@ -103,33 +147,9 @@ def main(binary):
         directory = pathlib.Path(name)
         write_text(directory / "text.jsonl")
         run(directory, binary, "cache", "--model", "demo", "--data", "text.jsonl", "--hook", HOOK, "--context-size", str(CONTEXT), "--dtype", "f32", "--out", "acts", "-q")
-        run(directory, binary, "train-sae", "--cache", "acts", "--d-sae", "192", "--steps", "150", "--batch-size", "256", "--l1-coefficient", "2", "--out", "sae", "-q")
-        report = json.loads(run(directory, binary, "eval", "--sae", "sae", "--cache", "acts", "--held-out", "1", "--json", "-q"))[0]
-        features = json.loads(run(directory, binary, "features", "--sae", "sae", "--cache", "acts", "--top-k", "1", "--json", "-q"))["features"]
-
-        sae = SAE.load_from_disk(directory / "sae", device="cpu")
         x, kept = cached_rows(directory / "acts")
-        if (report["positions"]["rows"], report["positions"]["kept"]) != (len(x), int(kept.sum())):
-            sys.exit(f"FAILED: kept {report['positions']} here, {int(kept.sum())} of {len(x)} rows by hand")
-        x = x[kept]
-        codes = sae.encode(x)
-        x_hat = sae.decode(codes)
-
-    ours = {key: value for category in report["eval_result_metrics"].values() for key, value in category.items()}
-    for key, value in figures(x, codes, x_hat).items():
-        check.equal(key, ours[key], value)
-    # The differences above average over rows and features; these would show a single wrong feature.
-    active = codes > 0
-    counts = active.sum(0)
-    ids = torch.tensor([feature["index"] for feature in features])
-    if ids.tolist() != list(range(sae.cfg.d_sae)):
-        sys.exit("FAILED: features does not list every feature once")
-    check.equal("count of each feature", [feature["count"] for feature in features], counts)
-    check.equal("maximum of each feature", [feature["max"] for feature in features], codes.max(0).values)
-    check.equal("mean of each feature", [feature["mean"] for feature in features], codes.double().sum(0) / counts.clamp(min=1))
-    if not 1 < active.sum(-1).double().mean() < sae.cfg.d_sae / 2:
-        sys.exit("FAILED: the dictionary is not sparse, so this shows little")
-    print(f"{sae.cfg.architecture()} at {sae.cfg.metadata.hook_name}, {len(x)} rows, L0 {ours['l0']:.1f}, EV {ours['explained_variance']:.3f}")
+        for architecture in ARCHITECTURES:
+            check_architecture(architecture, directory, binary, x, kept, check)
     check.finish()
 
 

@@ -12,7 +12,7 @@ use crate::analysis::eval::{EvalSettings, Evaluation, evaluate};
 use crate::analysis::{CacheSequences, LiveSequences, Placement, SequenceSource, sequences::Part};
 use crate::base::artifact::{read_json, write_atomic, write_json};
 use crate::base::{DtypeChoice, Error, Result};
-use crate::data::{BosPolicy, Corpus, PackSettings, Packer, locate_data};
+use crate::data::{Corpus, PackSettings, Packer, locate_data};
 use crate::dictionary::scale::fold_w_dec_norm;
 use crate::dictionary::{Dictionary, io};
 use crate::store::CacheReader;
@@ -24,6 +24,7 @@ use crate::web::text::short;
 
 use super::cache::count;
 use super::eval_table;
+use super::expect::{self, ForceArgs, Given};
 use super::filter::FilterArgs;
 use super::open::{self, Opened};
 use super::render::{Ui, thousands};
@@ -73,6 +74,8 @@ pub(super) struct Args {
     saebench: Option<PathBuf>,
     #[command(flatten)]
     filter: FilterArgs,
+    #[command(flatten)]
+    force: ForceArgs,
 }
 
 #[derive(Serialize)]
@@ -101,7 +104,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         let remedy = "name a directory, which gets a file for each dictionary";
         return Err(Error::flag("--saebench", "a directory for several dictionaries", path.display(), remedy));
     }
-    let mut dictionaries = args.sae.iter().map(|dir| io::read(dir)).collect::<Result<Vec<_>>>()?;
+    let mut dictionaries = args.sae.iter().map(|dir| open::dictionary(dir, ui)).collect::<Result<Vec<_>>>()?;
     if args.saebench.is_some() {
         for dictionary in &mut dictionaries {
             // As in SAEBench: where norms cannot be folded the dictionary is measured as it is.
@@ -196,6 +199,8 @@ fn on_cache(args: &Args, cache: &Path, dictionaries: &[Dictionary], common: &Com
     let settings = args.settings(opened.as_ref());
     let report = |(sae, dictionary): (&PathBuf, &Dictionary)| {
         let hook = open::cache_hook(&reader, dictionary, args.hook.as_deref())?;
+        let config = opened.as_ref().map(|o| o.model.config());
+        expect::check(dictionary, &Given::cache(&reader, &hook, config), args.force, ui)?;
         let sequences = CacheSequences::open(cache, Some(&hook), args.filter.settings(), ui.progress())?;
         let source = Part { of: &sequences, range: range.clone() };
         let model = opened.as_ref().map(|o| &o.model);
@@ -225,7 +230,8 @@ fn on_text(args: &Args, dictionaries: &[Dictionary], common: &Common, ui: &Ui) -
     let settings = args.settings(Some(&opened));
     let report = |(sae, dictionary): (&PathBuf, &Dictionary)| {
         let metadata = &dictionary.config.metadata;
-        let bos = if metadata.prepend_bos == Some(false) { BosPolicy::Never } else { BosPolicy::Prepend };
+        let bos = expect::bos_of(dictionary);
+        expect::check(dictionary, &Given::model(name, bos, opened.model.config()), args.force, ui)?;
         let pack = PackSettings { context_size: metadata.context_size.unwrap_or(DEFAULT_CONTEXT), bos };
         let wanted = args.tokens.div_ceil(pack.context_size.max(1) as u64) as usize;
         let packer = Packer::new(&opened.tokenizer, corpus.documents(), pack)?;

@@ -12,9 +12,10 @@ use crate::analysis::feature::record::{FeatureRecord, IndexFile};
 use crate::analysis::feature::stats::{Summary, Window};
 use crate::base::{Artifact, DtypeChoice, Error, Result, RunRecord};
 use crate::data::Tokenizer;
-use crate::dictionary::{Dictionary, io};
+use crate::dictionary::Dictionary;
 use crate::model::Model;
 
+use super::expect::{self, ForceArgs, Given};
 use super::feature_page;
 use super::filter::FilterArgs;
 use super::open;
@@ -77,6 +78,8 @@ pub(super) struct Args {
     model: Option<String>,
     #[command(flatten)]
     filter: FilterArgs,
+    #[command(flatten)]
+    force: ForceArgs,
 }
 
 fn sort_by(text: &str) -> Result<SortBy, String> {
@@ -164,7 +167,7 @@ fn from_cache(args: &Args, sae: &Path, cache: &Path, common: &Common, ui: &Ui) -
 }
 
 fn open_sources(args: &Args, sae: &Path, cache: &Path, common: &Common, ui: &Ui) -> Result<Sources> {
-    let dictionary = io::read(sae)?;
+    let dictionary = open::dictionary(sae, ui)?;
     if let Some(&beyond) = args.feature.iter().find(|&&f| f as usize >= dictionary.d_sae()) {
         return Err(Error::flag(
             "--feature",
@@ -175,6 +178,7 @@ fn open_sources(args: &Args, sae: &Path, cache: &Path, common: &Common, ui: &Ui)
     }
     let reader = open::cache(cache, ui)?;
     let hook = open::cache_hook(&reader, &dictionary, args.hook.as_deref())?;
+    expect::check(&dictionary, &Given::cache(&reader, &hook, None), args.force, ui)?;
     let sequences = CacheSequences::open(cache, Some(&hook), args.filter.settings(), ui.progress())?;
     ui.say(sequences.report());
     let model_name = args.model.clone().unwrap_or_else(|| reader.settings().model.name.clone());

@@ -29,7 +29,7 @@ pub(super) struct MethodArgs {
     #[arg(long, value_name = "N")]
     k: Option<f64>,
     /// topk, batchtopk, matryoshka: weight of the loss in which dead features reconstruct what the others leave over
-    /// (AuxK); 1 when absent, 0 for none.
+    /// (`AuxK`); 1 when absent, 0 for none.
     #[arg(long, value_name = "X")]
     aux_loss_coefficient: Option<f64>,
     /// topk, batchtopk, matryoshka: dead features a row in that loss; half the width when absent.
@@ -51,10 +51,10 @@ pub(super) struct MethodArgs {
     /// jumprelu: penalty: step, tanh or quadratic; step when absent.
     #[arg(long, value_name = "MODE", value_parser = sparsity_loss)]
     jumprelu_sparsity_loss_mode: Option<SparsityLoss>,
-    /// jumprelu: thresholds at the start; 0.01 when absent.
+    /// jumprelu: thresholds at the start; 0.8 when absent.
     #[arg(long, value_name = "X")]
     jumprelu_init_threshold: Option<f64>,
-    /// jumprelu: width of the straight-through estimators; 0.05 when absent.
+    /// jumprelu: width of the straight-through estimators; 0.5 when absent.
     #[arg(long, value_name = "X")]
     jumprelu_bandwidth: Option<f64>,
     /// jumprelu: scale inside the tanh; 4 when absent.
@@ -69,6 +69,9 @@ pub(super) struct MethodArgs {
     /// jumprelu: weight of the loss that pulls dead features towards their thresholds; none when absent.
     #[arg(long, value_name = "X")]
     pre_act_loss_coefficient: Option<f64>,
+    /// Norm of decoder and encoder rows at the start; 0.1 for relu and gated, 0.5 for the others when absent.
+    #[arg(long, value_name = "X")]
+    decoder_init_norm: Option<f64>,
     /// Steps over which the penalty rises from zero; a twentieth of all steps when absent.
     #[arg(long, value_name = "N", alias = "l0-warm-up-steps")]
     l1_warm_up_steps: Option<u64>,
@@ -107,6 +110,7 @@ impl MethodArgs {
             jumprelu_ste_to_input: self.jumprelu_ste_to_input,
             target_l0: self.target_l0,
             pre_act_loss_coefficient: self.pre_act_loss_coefficient,
+            decoder_init_norm: self.decoder_init_norm,
             l1_warm_up_steps: self.l1_warm_up_steps,
             dead_features: match (self.no_resampling, self.resampling) {
                 (true, _) => Some(DeadFeatures::Ignore),

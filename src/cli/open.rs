@@ -8,7 +8,7 @@ use crate::base::{DeviceChoice, DtypeChoice, Error, Result};
 use crate::data::hub::{ModelFiles, locate_model};
 use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
 use crate::demo::built_in;
-use crate::dictionary::Dictionary;
+use crate::dictionary::{Dictionary, io};
 use crate::model::{HookPlan, Model, ModelConfig, family, weights};
 use crate::ops::bf16::Kernel;
 use crate::store::CacheReader;
@@ -102,6 +102,13 @@ pub(crate) fn cache(dir: &Path, ui: &Ui) -> Result<CacheReader> {
     let reader = CacheReader::open(dir)?;
     reader.verify(ui.progress())?;
     Ok(reader)
+}
+
+/// Opens a dictionary and says what it is and where it belongs.
+pub(crate) fn dictionary(dir: &Path, ui: &Ui) -> Result<Dictionary> {
+    let dictionary = io::read(dir)?;
+    ui.say(format!("{}: {}", dir.display(), dictionary.config.summary()));
+    Ok(dictionary)
 }
 
 /// The hook of a cache that a dictionary belongs to: the one named, else the dictionary's own, else the only one.

@@ -9,9 +9,10 @@ use crate::analysis::steer::{ProbabilityChange, SteerPositions, SteerResult};
 use crate::analysis::{FeatureEdit, FeatureOp, SteerSettings, steer};
 use crate::base::{DtypeChoice, Error, Result};
 use crate::data::{BosPolicy, Tokenizer};
-use crate::dictionary::{Dictionary, io};
+use crate::dictionary::Dictionary;
 use crate::model::generate::GenerateSettings;
 
+use super::expect::{self, ForceArgs, Given};
 use super::open::{self, Opened};
 use super::render::{BOLD, DIM, GREEN, RED, Table, Ui, columns, paint, quoted, side_by_side};
 use super::{Common, Outcome};
@@ -68,12 +69,15 @@ pub(super) struct Args {
     /// Steer also positions whose norm is above what the dictionary was trained on, such as the attention sink.
     #[arg(long)]
     steer_outliers: bool,
-    /// Do not put the beginning-of-sequence token before the text.
+    /// Do not put the beginning-of-sequence token before the text; otherwise it is put there if the dictionary was
+    /// trained so.
     #[arg(long)]
     no_bos: bool,
     /// Number type of weights and activations: f32, f16 or bf16.
     #[arg(long, default_value_t)]
     dtype: DtypeChoice,
+    #[command(flatten)]
+    force: ForceArgs,
 }
 
 fn feature(text: &str) -> Result<(u32, Option<f32>), String> {
@@ -156,10 +160,11 @@ struct Change {
 
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let edits = args.edits()?;
-    let dictionary = Arc::new(io::read(&args.sae)?);
+    let dictionary = Arc::new(open::dictionary(&args.sae, ui)?);
     let opened = open::open(&args.model, args.dtype, common.device, ui)?;
     let settings = args.settings(&opened, &dictionary)?;
-    let bos = if args.no_bos { BosPolicy::Never } else { BosPolicy::Prepend };
+    let bos = if args.no_bos { BosPolicy::Never } else { expect::bos_of(&dictionary) };
+    expect::check(&dictionary, &Given::model(&args.model, bos, opened.model.config()), args.force, ui)?;
     let prompt = open::encode_prompt(&opened, &args.prompt, bos)?;
     let result = steer(&opened.model, &dictionary, &prompt, &edits, &settings, ui.progress())?;
     let tokenizer = &opened.tokenizer;

@@ -1,10 +1,8 @@
 //! What a dictionary is, apart from its numbers: the contents of `cfg.json` in SAELens' version 6 spelling.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-/// The SAELens version whose format is written. Its loader takes files without one as another, older format.
-pub const SAE_LENS_VERSION: &str = "6.54.12";
+use super::metadata::Metadata;
 
 /// How pre-activations become activations: the closed list, each with its own parameters and nothing else. Whether a
 /// dictionary is a transcoder ([`DictionaryConfig::transcoder`]) or has a skip connection is a separate question.
@@ -150,6 +148,21 @@ impl DictionaryConfig {
         Self { d_out, transcoder: true, apply_b_dec_to_input: false, ..Self::new(architecture, d_in, d_sae) }
     }
 
+    /// What it is and where it belongs, in one line.
+    pub fn summary(&self) -> String {
+        let metadata = &self.metadata;
+        let kind = if self.transcoder { " transcoder" } else { "" };
+        let sizes = format!("{}{kind}, {} features of width {}", self.architecture.name(), self.d_sae, self.d_in);
+        let hook = metadata.hook_name.as_ref().map(|hook| format!(" at {hook}"));
+        let model = metadata.model_name.as_ref().map(|model| format!(" of {model}"));
+        let bos = metadata.prepend_bos.map(|bos| if bos { ", BOS first" } else { ", no BOS" }.to_owned());
+        let context = metadata.context_size.map(|size| format!(", context {size}"));
+        let normalized = (self.normalize_activations != NormalizeActivations::None)
+            .then(|| format!(", rows normalised by {}", self.normalize_activations.name()));
+        let centered = self.center_input.then(|| ", rows centred".to_owned());
+        [Some(sizes), hook, model, bos, context, normalized, centered].into_iter().flatten().collect()
+    }
+
     /// What a user should know before trusting the numbers, each a sentence; usually none.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
@@ -170,6 +183,15 @@ impl DictionaryConfig {
                 "{self} names center_writing_weights, which changes nothing at this hook of this model: rows are used \
                  as they are"
             ));
+        } else if !self.metadata.is_version_6()
+            && self.metadata.is_centrable()
+            && !self.metadata.extra.contains_key("model_from_pretrained_kwargs")
+        {
+            notes.push(format!(
+                "{self} is of the time before SAELens 6 and does not say whether its model's writing weights were \
+                 centred, as was TransformerLens' default: rows are used as they are; where that reconstructs badly, \
+                 set model_from_pretrained_kwargs.center_writing_weights to true in cfg.json"
+            ));
         }
         notes
     }
@@ -180,92 +202,6 @@ impl std::fmt::Display for DictionaryConfig {
         match &self.metadata.hook_name {
             Some(hook) => write!(f, "the dictionary of {hook}"),
             None => write!(f, "the {} dictionary", self.architecture.name()),
-        }
-    }
-}
-
-/// Where a dictionary comes from. SAELens treats this object as free-form; the keys that it or we read have fields,
-/// and everything else is carried along unchanged.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Metadata {
-    /// The format's version.
-    pub sae_lens_version: Option<String>,
-    /// The version that trained it, in SAELens' numbering.
-    pub sae_lens_training_version: Option<String>,
-    /// The model, as its maker calls it.
-    pub model_name: Option<String>,
-    /// `HookedTransformer` where `hook_name` is TransformerLens', `AutoModelForCausalLM` where it is a module path.
-    pub model_class_name: Option<String>,
-    /// The hook point whose rows it encodes.
-    pub hook_name: Option<String>,
-    /// The one head of the hook that it encodes.
-    pub hook_head_index: Option<usize>,
-    /// Length of the token sequences that it was trained on.
-    pub context_size: Option<usize>,
-    /// Whether each sequence began with the BOS token.
-    pub prepend_bos: Option<bool>,
-    /// The training text.
-    pub dataset_path: Option<String>,
-    /// Mean number of active features at the end of training.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub l0: Option<f64>,
-    /// Features that were dead at the end of training.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub num_dead_features: Option<u64>,
-    /// All other keys.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-/// Hook points whose values are added to the residual stream, or are it: centring the writing weights centres them.
-const CENTERED_HOOKS: &[&str] = &[
-    "hook_embed",
-    "hook_pos_embed",
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_attn_out",
-    "hook_mlp_out",
-];
-/// Parts of the names of models with RMSNorm, whose writing weights TransformerLens does not centre when asked to.
-const RMS_NORM_MODELS: &[&str] = &[
-    "llama", "gemma", "mistral", "mixtral", "qwen", "qwq", "smollm", "deepseek", "vicuna", "alpaca", "phi-3", "phi-4",
-    "yi-", "olmo-2", "olmoe", "granite", "falcon3", "gpt-oss", "apertus",
-];
-
-impl Metadata {
-    /// `model_from_pretrained_kwargs.center_writing_weights`.
-    pub fn centers_writing_weights(&self) -> bool {
-        let kwargs = self.extra.get("model_from_pretrained_kwargs");
-        kwargs.and_then(|kwargs| kwargs.get("center_writing_weights")).and_then(Value::as_bool) == Some(true)
-    }
-
-    /// Whether rows of this hook of this model, with the weights as they are published, need their mean subtracted:
-    /// the writing weights were centred, that reaches the hook, and the model is not known to use RMSNorm, where
-    /// TransformerLens leaves the weights alone.
-    pub fn centers_rows(&self) -> bool {
-        let ends_with = |name: &str, of: &&str| name.rsplit('.').next() == Some(of);
-        let hook = self.hook_name.as_deref().is_some_and(|name| CENTERED_HOOKS.iter().any(|of| ends_with(name, of)));
-        let model = self.model_name.as_deref().unwrap_or_default().to_lowercase();
-        self.centers_writing_weights() && hook && !RMS_NORM_MODELS.iter().any(|part| model.contains(part))
-    }
-}
-
-impl Default for Metadata {
-    fn default() -> Self {
-        Self {
-            sae_lens_version: Some(SAE_LENS_VERSION.into()),
-            sae_lens_training_version: None,
-            model_name: None,
-            model_class_name: None,
-            hook_name: None,
-            hook_head_index: None,
-            context_size: None,
-            prepend_bos: None,
-            dataset_path: None,
-            l0: None,
-            num_dead_features: None,
-            extra: Map::new(),
         }
     }
 }

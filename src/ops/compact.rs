@@ -58,7 +58,11 @@ unsafe fn above_avx512(
     indices: &mut Vec<u32>,
     values: &mut Vec<f32>,
 ) {
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{
+        __mmask16, _CMP_GT_OQ, _mm512_add_epi32, _mm512_add_ps, _mm512_mask_cmp_ps_mask, _mm512_maskz_compress_epi32,
+        _mm512_maskz_compress_ps, _mm512_maskz_loadu_ps, _mm512_set_epi32, _mm512_set1_epi32, _mm512_set1_ps,
+        _mm512_storeu_epi32, _mm512_storeu_ps,
+    };
     const LANES: usize = 16;
     let n = pre.len();
     let start = values.len().min(indices.len());

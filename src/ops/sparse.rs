@@ -79,7 +79,9 @@ fn decode_inline<T: Element>(out: &mut [f32], indices: &[u32], values: &[f32], w
     let (value_fours, value_rest) = values.as_chunks::<4>();
     for (at, (i, v)) in fours.iter().zip(value_fours).enumerate() {
         if let Some(next) = fours.get(at + 1) {
-            next.iter().for_each(|&i| fetch_row(row(weight, i, d)));
+            for &i in next {
+                fetch_row(row(weight, i, d));
+            }
         }
         add_scaled4_inline(out, *v, i.map(|i| row(weight, i, d)));
     }

@@ -6,6 +6,8 @@ mod bf16;
 mod cli;
 mod close;
 mod demo;
+mod dictionaries;
+mod expectations;
 mod fixture;
 mod golden;
 mod hook_page;

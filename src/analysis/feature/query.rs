@@ -90,7 +90,7 @@ pub fn select(summaries: &[Summary], query: &Query) -> Result<Vec<u32>> {
             let order = match sort {
                 SortBy::Index => std::cmp::Ordering::Equal,
                 SortBy::Density => b.density.total_cmp(&a.density),
-                SortBy::Max => b.max.total_cmp(&a.max),
+                SortBy::Max => b.max.abs().total_cmp(&a.max.abs()),
                 SortBy::Mean => b.mean.total_cmp(&a.mean),
             };
             order.then(a.index.cmp(&b.index))

@@ -1,4 +1,6 @@
 //! Streaming statistics of one feature: how often, how strongly and where it fires.
+//!
+//! Strong means of large absolute value: features of some architectures fire in both directions.
 
 use std::ops::Range;
 
@@ -22,7 +24,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts the positive value `value`.
+    /// Counts `value`, which is not zero, by its absolute value.
     pub fn add(&mut self, value: f32) {
         let needed = exponent_above(value);
         if self.counts.is_empty() {
@@ -36,7 +38,7 @@ impl Histogram {
             self.counts[BINS / 2..].fill(0);
             self.exponent += 1;
         }
-        let bin = (f64::from(value) / self.bin_width()) as usize;
+        let bin = (f64::from(value.abs()) / self.bin_width()) as usize;
         self.counts[bin.min(BINS - 1)] += 1;
     }
 
@@ -52,7 +54,7 @@ impl Histogram {
     }
 }
 
-/// The smallest `e` with `value < 2^e`, for positive values; subnormal ones count as the smallest normal number.
+/// The smallest `e` with `|value| < 2^e`, for values that are not zero; subnormal ones count as the smallest normal number.
 fn exponent_above(value: f32) -> i32 {
     ((value.to_bits() >> 23) & 0xff).max(1) as i32 - 126
 }
@@ -99,7 +101,7 @@ pub type Firings = Vec<(u32, f32)>;
 /// the window of one already taken. Of equal values the earlier position wins.
 pub fn strongest_apart(firings: &[(u32, f32)], k: usize, window: Window, length: usize) -> Firings {
     let mut order = firings.to_vec();
-    order.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    order.sort_unstable_by(|a, b| b.1.abs().total_cmp(&a.1.abs()).then(a.0.cmp(&b.0)));
     let mut taken: Firings = Vec::new();
     for (position, value) in order {
         if taken.len() == k {
@@ -122,7 +124,7 @@ pub struct FeatureStats {
     pub sequences: u64,
     /// Sum of its activations.
     pub sum: f64,
-    /// Its largest activation.
+    /// Its strongest activation.
     pub max: f32,
     /// Its activations.
     pub histogram: Histogram,
@@ -135,22 +137,23 @@ impl FeatureStats {
     pub fn add(&mut self, value: f32) {
         self.count += 1;
         self.sum += f64::from(value);
-        self.max = self.max.max(value);
+        if value.abs() > self.max.abs() {
+            self.max = value;
+        }
         self.histogram.add(value);
     }
 
     /// Whether an example of `value` would be among the `k` strongest. Examples arrive in the order of their rows, so
     /// one that only equals the weakest kept is the later and loses.
     pub fn admits(&self, value: f32, k: usize) -> bool {
-        k > 0 && (self.examples.len() < k || self.examples.last().is_some_and(|last| value > last.value))
+        k > 0 && (self.examples.len() < k || self.examples.last().is_some_and(|last| value.abs() > last.value.abs()))
     }
 
     /// Puts an admitted example in its place and drops the weakest when there are more than `k`.
     pub fn insert(&mut self, example: Example, k: usize) {
         let key = |e: &Example| (e.sequence, e.position);
-        let place = self
-            .examples
-            .partition_point(|kept| kept.value.total_cmp(&example.value).then(key(&example).cmp(&key(kept))).is_gt());
+        let stronger = |kept: &Example| kept.value.abs().total_cmp(&example.value.abs());
+        let place = self.examples.partition_point(|kept| stronger(kept).then(key(&example).cmp(&key(kept))).is_gt());
         self.examples.insert(place, example);
         self.examples.truncate(k);
     }
@@ -178,7 +181,7 @@ pub struct Summary {
     pub count: u64,
     /// Mean activation where it fires.
     pub mean: f64,
-    /// Largest activation.
+    /// Strongest activation.
     pub max: f32,
 }
 
@@ -216,6 +219,28 @@ mod tests {
             assert_eq!(histogram.counts().iter().sum::<u64>(), 1);
         }
         assert!(Histogram::default().counts().is_empty());
+    }
+
+    #[test]
+    fn features_that_fire_in_both_directions_are_ranked_by_size() {
+        let mut stats = FeatureStats::default();
+        for (position, value) in [(0, 1.0f32), (1, -3.0), (2, 2.0)] {
+            stats.add(value);
+            let example =
+                Example { value, sequence: 0, position, document: 0, start: 0, tokens: vec![], values: vec![] };
+            if stats.admits(value, 2) {
+                stats.insert(example, 2);
+            }
+        }
+        assert_eq!((stats.max, stats.count), (-3.0, 3));
+        assert_eq!(stats.examples.iter().map(|e| e.value).collect::<Vec<_>>(), [-3.0, 2.0]);
+        let mut sizes = Histogram::default();
+        for value in [1.0, 3.0, 2.0] {
+            sizes.add(value);
+        }
+        assert_eq!(stats.histogram, sizes);
+        let window = Window { before: 0, after: 0 };
+        assert_eq!(strongest_apart(&[(0, 1.0), (1, -3.0)], 1, window, 4), [(1, -3.0)]);
     }
 
     #[test]

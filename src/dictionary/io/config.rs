@@ -1,15 +1,14 @@
-//! `cfg.json`: what SAELens' keys mean here, and back.
+//! `cfg.json`: what SAELens' keys mean here.
 
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{CONFIG, MAKE_AGAIN, legacy};
 use crate::base::nearest::nearest;
 use crate::base::{Error, Result};
-use crate::dictionary::{
-    Activation, Architecture, Dictionary, DictionaryConfig, Metadata, NormalizeActivations, ReshapeActivations,
-};
+use crate::dictionary::metadata::is_version_6_or_later;
+use crate::dictionary::{Architecture, DictionaryConfig, Metadata, NormalizeActivations, ReshapeActivations};
 
 /// Architectures of SAELens that are read.
 const NAMES: &[&str] = &[
@@ -113,7 +112,10 @@ pub(super) fn from_json(cfg: Map<String, Value>, path: &Path) -> Result<Stored> 
     let base = name.strip_suffix("transcoder").map(|base| base.trim_end_matches('_'));
     let (architecture, thresholds) = architecture(&cfg, base.unwrap_or(&name), d_sae, path)?;
     let transcoder = base.is_some();
-    let metadata: Metadata = optional(&cfg, "metadata", path)?.unwrap_or_default();
+    let mut metadata: Metadata = optional(&cfg, "metadata", path)?.unwrap_or_default();
+    if legacy {
+        legacy::recognise_centring(&mut metadata, path);
+    }
     let config = DictionaryConfig {
         d_out: if transcoder { size(&cfg, "d_out", path)? } else { d_in },
         transcoder,
@@ -129,79 +131,10 @@ pub(super) fn from_json(cfg: Map<String, Value>, path: &Path) -> Result<Stored> 
     Ok(Stored { skip: name.contains("skip"), config, name, thresholds, factor, legacy, finetuned })
 }
 
-/// The contents of `cfg.json` for `dictionary`.
-///
-/// # Errors
-/// `Unsupported` when SAELens has no name for what it computes.
-pub(super) fn to_json(dictionary: &Dictionary) -> Result<Value> {
-    let config = &dictionary.config;
-    let mut cfg = json!({
-        "d_in": config.d_in,
-        "d_sae": config.d_sae,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": config.apply_b_dec_to_input,
-        "normalize_activations": config.normalize_activations,
-        "reshape_activations": config.reshape_activations,
-        "architecture": saelens_name(dictionary)?,
-    });
-    if let Architecture::TopK { k, rescale_acts_by_decoder_norm }
-    | Architecture::AbsTopK { k, rescale_acts_by_decoder_norm } = config.architecture
-    {
-        cfg["k"] = json!(k);
-        cfg["rescale_acts_by_decoder_norm"] = json!(rescale_acts_by_decoder_norm);
-    }
-    if config.transcoder {
-        cfg["d_out"] = json!(config.d_out);
-    }
-    cfg["metadata"] = json!(config.metadata);
-    // A reader that finds no key does not centre, and one that finds it true must.
-    if config.center_input != config.metadata.centers_rows() {
-        let kwargs = &mut cfg["metadata"]["model_from_pretrained_kwargs"];
-        if !kwargs.is_object() {
-            *kwargs = json!({});
-        }
-        kwargs["center_writing_weights"] = json!(config.center_input);
-    }
-    Ok(cfg)
-}
-
-/// SAELens' name for what `dictionary` computes.
-fn saelens_name(dictionary: &Dictionary) -> Result<&'static str> {
-    let architecture = match (&dictionary.activation, dictionary.config.architecture) {
-        // Without negative thresholds the two mean the same.
-        (Activation::JumpIdentity(jump), _) if jump.threshold.iter().all(|t| *t >= 0.0) => Architecture::JumpRelu,
-        (_, architecture) => architecture,
-    };
-    let name = match (architecture, dictionary.config.transcoder, dictionary.w_skip.is_some()) {
-        (Architecture::Relu, false, false) => Some("standard"),
-        (Architecture::Relu, true, false) => Some("transcoder"),
-        (Architecture::Relu, true, true) => Some("skip_transcoder"),
-        (Architecture::JumpRelu, false, false) => Some("jumprelu"),
-        (Architecture::JumpRelu, true, false) => Some("jumprelu_transcoder"),
-        (Architecture::JumpRelu, true, true) => Some("jumprelu_skip_transcoder"),
-        (Architecture::TopK { .. }, false, false) => Some("topk"),
-        (Architecture::AbsTopK { .. }, false, false) => Some("abstopk"),
-        (Architecture::Gated, false, false) => Some("gated"),
-        _ => None,
-    };
-    name.ok_or_else(|| Error::Unsupported {
-        what: format!("writing {dictionary} in SAELens' format"),
-        why: format!(
-            "SAELens has no architecture '{}'{}{}",
-            architecture.name(),
-            if dictionary.config.transcoder { " for transcoders" } else { "" },
-            if dictionary.w_skip.is_some() { " with a skip connection" } else { "" },
-        ),
-        remedy: "keep it in the format that it came in".into(),
-    })
-}
-
 /// Version 6 keeps the model's names under `metadata`; older files are flat and mean other things by some keys.
 fn is_version_6(cfg: &Map<String, Value>) -> bool {
     let version = cfg.get("sae_lens_version").or_else(|| cfg.get("metadata")?.get("sae_lens_version"));
-    let major = version.and_then(Value::as_str).and_then(|v| v.split('.').next()?.parse::<u32>().ok());
-    major.is_some_and(|major| major >= 6)
+    is_version_6_or_later(version.and_then(Value::as_str))
 }
 
 fn name(cfg: &Map<String, Value>, path: &Path) -> Result<String> {

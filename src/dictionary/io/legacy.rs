@@ -12,6 +12,7 @@ use super::config::{malformed, optional, unknown_key};
 use super::tensors::Weights;
 use super::{MAKE_AGAIN, WEIGHTS};
 use crate::base::{Error, Result};
+use crate::dictionary::Metadata;
 
 /// Old spellings.
 const RENAMED: &[(&str, &str)] = &[
@@ -108,6 +109,31 @@ pub(super) fn upgrade(cfg: Map<String, Value>, path: &Path) -> Result<Map<String
     upgraded.entry("architecture").or_insert(json!("standard"));
     upgraded.insert("metadata".into(), Value::Object(metadata));
     Ok(upgraded)
+}
+
+/// Repositories whose files do not say that the model's writing weights were centred; SAELens knows it from its list of
+/// releases (`config_overrides` of gpt2-small-res-jb, gpt2-small-res-jb-feature-splitting and gpt2-small-mlp-tm).
+const CENTERED_REPOSITORIES: &[&str] = &[
+    "jbloom/GPT2-Small-SAEs-Reformatted",
+    "jbloom/GPT2-Small-Feature-Splitting-Experiment-Layer-8",
+    "tommmcgrath/gpt2-small-mlp-out-saes",
+];
+
+/// Adds `center_writing_weights` where `path` lies in a copy of a repository that is known for it and the file itself
+/// is silent. Copies are recognised by a directory's name: the repository's, or the hub cache's for it.
+pub(super) fn recognise_centring(metadata: &mut Metadata, path: &Path) {
+    const KEY: &str = "model_from_pretrained_kwargs";
+    let is_copy = |part: &str| {
+        let of_repository = |id: &&str| {
+            let name = id.rsplit('/').next().unwrap_or(id);
+            part.eq_ignore_ascii_case(name) || part.eq_ignore_ascii_case(&format!("models--{}", id.replace('/', "--")))
+        };
+        CENTERED_REPOSITORIES.iter().any(of_repository)
+    };
+    if !metadata.extra.contains_key(KEY) && path.components().any(|part| part.as_os_str().to_str().is_some_and(is_copy))
+    {
+        metadata.extra.insert(KEY.into(), json!({"center_writing_weights": true}));
+    }
 }
 
 /// TopK was an activation function of the standard architecture.

@@ -8,6 +8,7 @@
 mod config;
 mod legacy;
 mod tensors;
+mod to_json;
 
 use std::path::Path;
 
@@ -40,7 +41,7 @@ const MAKE_AGAIN: &str = "copy or make the dictionary again";
 /// `Io` when a file cannot be written; `NonFinite` when a weight is NaN or infinite; `Unsupported` when SAELens has no
 /// name for what the dictionary computes.
 pub fn write(dir: &Path, dictionary: &Dictionary) -> Result<()> {
-    let cfg = config::to_json(dictionary)?;
+    let cfg = to_json::to_json(dictionary)?;
     let Dictionary { config, w_enc, b_enc, w_dec, b_dec, activation, w_skip } = dictionary;
     let (d_in, d_sae, d_out) = (config.d_in, config.d_sae, config.d_out);
     let bias = if config.architecture == Architecture::Gated { "b_gate" } else { "b_enc" };

@@ -311,6 +311,36 @@ fn flat_configurations_are_read_by_the_rules_of_their_time() {
 }
 
 #[test]
+fn flat_files_of_repositories_that_saelens_knows_as_centred_are_centred() {
+    let relu = random(Architecture::Relu, 6, 10);
+    let dir = flat(&relu, json!({"hook_point": "blocks.8.hook_resid_pre", "model_name": "gpt2-small"}));
+    let config = read_config(dir.path()).unwrap();
+    assert!(!config.center_input && config.notes()[0].contains("center_writing_weights"), "{:?}", config.notes());
+    for parent in ["models--jbloom--GPT2-Small-SAEs-Reformatted", "gpt2-small-saes-reformatted"] {
+        let copy = dir.path().join(parent).join("blocks.8.hook_resid_pre");
+        std::fs::create_dir_all(&copy).unwrap();
+        for name in [CONFIG_FILE, WEIGHTS_FILE] {
+            std::fs::copy(dir.path().join(name), copy.join(name)).unwrap();
+        }
+        assert!(read(&copy).unwrap().config.center_input, "{parent}");
+        edit(&copy, |cfg| drop(cfg.insert("model_from_pretrained_kwargs".into(), json!({}))));
+        assert!(!read(&copy).unwrap().config.center_input, "{parent}: the file itself decides");
+    }
+}
+
+#[test]
+fn what_was_flat_is_written_in_the_present_format() {
+    let relu = random(Architecture::Relu, 6, 10);
+    let dir = flat(&relu, json!({"hook_point": "blocks.8.hook_resid_pre", "model_name": "gpt2-small"}));
+    let dictionary = read(dir.path()).unwrap();
+    let again = written(&dictionary);
+    let cfg: Value = read_json("test", &again.path().join(CONFIG_FILE)).unwrap();
+    assert_eq!(cfg["metadata"]["sae_lens_version"], crate::dictionary::metadata::SAE_LENS_VERSION);
+    let back = read_config(again.path()).unwrap();
+    assert_eq!(back.metadata.hook_name.as_deref(), Some("blocks.8.hook_resid_pre"));
+}
+
+#[test]
 fn a_fine_tuned_scaling_factor_goes_into_the_decoder_rows() {
     let relu = random(Architecture::Relu, 6, 10);
     let with_factors = |factors: Vec<f32>, announced: bool| {
@@ -335,7 +365,7 @@ fn saelens_is_given_what_it_needs_to_check_us() {
     for (i, mut dictionary) in storable().into_iter().enumerate() {
         scale::fold(&mut dictionary, 0.37);
         dictionary.config.metadata.hook_name.get_or_insert_with(|| "blocks.0.hook_resid_post".into());
-        let cfg = config::to_json(&dictionary).unwrap();
+        let cfg = to_json::to_json(&dictionary).unwrap();
         let dir = root.join(format!("{i:02}-{}", cfg["architecture"].as_str().unwrap()));
         std::fs::create_dir_all(&dir).unwrap();
         let (d_in, d_out) = (dictionary.d_in(), dictionary.d_out());

@@ -179,9 +179,10 @@ impl Batch<'_> {
                 let z = self.pre.relu()?;
                 let v = z.broadcast_mul(&self.norms)?;
                 let p = if p_anneal.is_some() { input.exponent } else { *lp_norm };
-                let powers = if p == 1.0 { v } else { (v + 1e-15)?.powf(p)? };
+                let plain = (p - 1.0).abs() < f64::EPSILON;
+                let powers = if plain { v } else { (v + 1e-15)?.powf(p)? };
                 let rows = powers.sum(D::Minus1)?;
-                let rows = if p == 1.0 || p_anneal.is_some() { rows } else { rows.powf(1.0 / p)? };
+                let rows = if plain || p_anneal.is_some() { rows } else { rows.powf(1.0 / p)? };
                 self.plain(z, Some(rows))
             }
             Method::Gated => {
@@ -283,7 +284,9 @@ impl Batch<'_> {
         ranked.truncate(count);
         let mut mask = vec![0f32; values.len()];
         let chosen: Vec<usize> = ranked.iter().map(|rank| !(*rank as u32) as usize).collect();
-        chosen.iter().for_each(|&at| mask[at] = 1.0);
+        for &at in &chosen {
+            mask[at] = 1.0;
+        }
         let least = chosen.last().map(|&at| values[at]);
         Ok((Tensor::from_vec(mask, keys.shape(), keys.device())?, least))
     }

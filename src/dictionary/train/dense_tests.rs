@@ -157,14 +157,14 @@ fn naive(plan: &TrainPlan, state: &State, x: &[f32]) -> f64 {
             keys[count - 1].max(0.0)
         };
         let everywhere = least_of((0..n * f).map(|i| key(i / f, i % f)).collect(), (top.k * n as f64) as usize);
-        for b in 0..n {
+        for (b, chosen) in chosen.iter_mut().enumerate() {
             let least = if top.whole_batch {
                 everywhere
             } else {
                 least_of((0..f).map(|j| key(b, j)).collect(), top.k as usize)
             };
-            for j in 0..f {
-                chosen[b][j] = key(b, j) >= least && key(b, j) > 0.0;
+            for (j, chosen) in chosen.iter_mut().enumerate() {
+                *chosen = key(b, j) >= least && key(b, j) > 0.0;
             }
         }
     }

@@ -71,7 +71,7 @@ impl Engine {
     /// Before the penalty's exponent moves from `before`: changes its coefficient so that the penalty of this batch
     /// stays what it was (Karvonen et al. 2024, p-annealing).
     pub(super) fn anneal(&mut self, input: StepInput<'_>, before: f64) -> Result<()> {
-        if before == input.exponent {
+        if (before - input.exponent).abs() < f64::EPSILON {
             return Ok(());
         }
         let state = self.state()?;

@@ -47,7 +47,9 @@ pub(super) fn update(state: &mut State, gradients: &Parameters, norm: f64, learn
             .for_each(|(((w, m), v), g)| ops::adam(w, m, v, g, step));
     }
     if let Some((_, threshold)) = weights.own.iter_mut().find(|(name, _)| *name == "threshold") {
-        threshold.iter_mut().for_each(|t| *t = t.max(0.0));
+        for t in threshold {
+            *t = t.max(0.0);
+        }
     }
 }
 

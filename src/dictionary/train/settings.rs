@@ -121,9 +121,9 @@ pub struct TrainSettings {
     pub l0_coefficient: Option<f64>,
     /// jumprelu: the penalty. `None`: step.
     pub jumprelu_sparsity_loss_mode: Option<SparsityLoss>,
-    /// jumprelu: thresholds at the start. `None`: 0.01.
+    /// jumprelu: thresholds at the start. `None`: 0.8.
     pub jumprelu_init_threshold: Option<f64>,
-    /// jumprelu: width of the straight-through estimators. `None`: 0.05.
+    /// jumprelu: width of the straight-through estimators. `None`: 0.5.
     pub jumprelu_bandwidth: Option<f64>,
     /// jumprelu, tanh: the scale inside. `None`: 4.
     pub jumprelu_tanh_scale: Option<f64>,
@@ -158,8 +158,9 @@ pub struct TrainSettings {
     pub dead_features: Option<DeadFeatures>,
     /// Batches from which the input scale and the mean are estimated.
     pub n_batches_for_norm: u64,
-    /// Norm of a decoder row at the start.
-    pub decoder_init_norm: f64,
+    /// Norm of a decoder row at the start, and of the encoder row that equals it. `None`: 0.1 for relu and gated, 0.5
+    /// for the others.
+    pub decoder_init_norm: Option<f64>,
     /// Where the decoder bias starts.
     pub decoder_bias: DecoderBias,
     /// Steps between checkpoints.
@@ -207,7 +208,7 @@ impl Default for TrainSettings {
             dead_feature_window: None,
             dead_features: None,
             n_batches_for_norm: 50,
-            decoder_init_norm: 0.1,
+            decoder_init_norm: None,
             decoder_bias: DecoderBias::Mean,
             checkpoint_every: 250,
             log_every: 10,
@@ -323,12 +324,23 @@ impl TrainSettings {
             lr_decay_steps: decay,
             dead_feature_window: self.dead_feature_window.unwrap_or((steps / 10).clamp(50, 1000)),
             n_batches_for_norm: self.n_batches_for_norm,
-            decoder_init_norm: self.decoder_init_norm,
+            decoder_init_norm: self.decoder_init_norm(),
             decoder_bias: self.decoder_bias,
             checkpoint_every: self.checkpoint_every,
             log_every: self.log_every,
             heldout_rows: self.heldout_rows,
             eval_every: self.eval_every.unwrap_or((steps / 20).max(1).next_multiple_of(self.log_every)),
+        })
+    }
+
+    /// Norm of decoder and encoder rows at the start. A feature passes on the square of it. Where features compete or
+    /// have a threshold to pass, those that win the first steps grow away from the others if that is small: with 16,384
+    /// features on a real model 22 % of them were dead after 180 steps from 0.1, and none from 0.5, which also
+    /// explained more (0.853 in place of 0.840 of the variance).
+    fn decoder_init_norm(&self) -> f64 {
+        self.decoder_init_norm.unwrap_or(match self.arch {
+            TrainArchitecture::Relu | TrainArchitecture::Gated => 0.1,
+            _ => 0.5,
         })
     }
 
@@ -380,9 +392,9 @@ impl TrainSettings {
                 return Err(Error::flag(flag, "a positive number", value, "leave it out for the default"));
             }
         }
-        if !(self.decoder_init_norm.is_finite() && self.decoder_init_norm > 0.0) {
-            let remedy = "leave it out for the default, 0.1";
-            return Err(Error::flag("--decoder-init-norm", "a positive number", self.decoder_init_norm, remedy));
+        let norm = self.decoder_init_norm();
+        if !(norm.is_finite() && norm > 0.0) {
+            return Err(Error::flag("--decoder-init-norm", "a positive number", norm, "leave it out for the default"));
         }
         if self.dtype == Some(DtypeChoice::F16) {
             let expected = "f32 or bf16, in which training computes";

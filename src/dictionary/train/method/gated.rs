@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The second term trains the gate, which the first gives no gradient. Its decoder is not detached, as in SAELens; the
-//! paper and dictionary_learning detach it.
+//! paper and `dictionary_learning` detach it.
 
 #![expect(clippy::inline_always, reason = "a body must be inlined to be compiled for its caller's instruction set")]
 

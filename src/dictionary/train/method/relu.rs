@@ -13,7 +13,7 @@
 
 use super::{EntryGradient, Rule};
 
-/// Keeps the slope of `v^p` finite at 0 (dictionary_learning).
+/// Keeps the slope of `v^p` finite at 0 (`dictionary_learning`).
 const TINY: f32 = 1e-15;
 
 /// The rule of one step with exponent 1. No branch depends on an entry, so that loops over tiles become vector code.

@@ -103,7 +103,7 @@ impl Method {
                 let lp_norm = settings.lp_norm.unwrap_or(1.0);
                 if let Some(p) = settings.p_end {
                     within("--p-end", p, 0.0, 1.0)?;
-                    if lp_norm != 1.0 {
+                    if (lp_norm - 1.0).abs() > f64::EPSILON {
                         return Err(Error::flag("--lp-norm", "1 with --p-end", lp_norm, "leave one of them out"));
                     }
                 }
@@ -251,6 +251,10 @@ impl TrainSettings {
         Ok(widths)
     }
 
+    /// JumpReLU's settings. SAELens starts thresholds at 0.01 with estimators 0.05 wide, from where half of all
+    /// features are active and thousands of steps pass before few are: a threshold moves by the learning rate a step.
+    /// These defaults start near the number of features that one wants, and the estimators reach as far as thresholds
+    /// must go.
     fn jump_relu(&self) -> Result<Method> {
         let loss = self.jumprelu_sparsity_loss_mode.unwrap_or_default();
         if (loss == SparsityLoss::Quadratic) != self.target_l0.is_some() {
@@ -261,9 +265,9 @@ impl TrainSettings {
         if let Some(target) = self.target_l0 {
             within("--target-l0", target, 0.0, f64::MAX)?;
         }
-        let init = self.jumprelu_init_threshold.unwrap_or(0.01);
+        let init = self.jumprelu_init_threshold.unwrap_or(0.8);
         Ok(Method::JumpRelu {
-            bandwidth: within("--jumprelu-bandwidth", self.jumprelu_bandwidth.unwrap_or(0.05), 0.0, 1e6)?,
+            bandwidth: within("--jumprelu-bandwidth", self.jumprelu_bandwidth.unwrap_or(0.5), 0.0, 1e6)?,
             init_threshold: within("--jumprelu-init-threshold", init, -f64::MIN_POSITIVE, 1e6)?,
             loss,
             tanh_scale: within("--jumprelu-tanh-scale", self.jumprelu_tanh_scale.unwrap_or(4.0), 0.0, 1e6)?,
@@ -282,7 +286,7 @@ fn within(flag: &'static str, value: f64, low: f64, high: f64) -> Result<f64> {
     if value > low && value <= high {
         return Ok(value);
     }
-    let expected = if high == f64::MAX || high >= 1e6 {
+    let expected = if high >= 1e6 {
         format!("a number {} {}", if low < 0.0 { "from" } else { "above" }, low.max(0.0))
     } else {
         format!("a number above {} and at most {high}", low.max(0.0))

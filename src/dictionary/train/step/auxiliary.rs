@@ -10,7 +10,7 @@ use crate::dictionary::SparseCodes;
 use crate::dictionary::metrics::column_sums;
 use crate::ops::{add_scaled, dot};
 
-/// AuxK (Gao et al. 2024, appendix A.2): the dead features with the largest pre-activations, of either sign,
+/// `AuxK` (Gao et al. 2024, appendix A.2): the dead features with the largest pre-activations, of either sign,
 /// reconstruct what the living ones leave over. Scaled down, as in SAELens, where fewer than `k_aux` are dead.
 pub(super) struct Auxiliary {
     /// Chosen pre-activations.
@@ -75,7 +75,9 @@ pub(super) fn pre_activation_loss<E: Precision>(
         let f = feature as usize;
         let (rows, _) = above.feature(i);
         let mut below = all.clone();
-        rows.iter().for_each(|&row| add_scaled(&mut below, -1.0, &centered[row as usize * d..][..d]));
+        for &row in rows {
+            add_scaled(&mut below, -1.0, &centered[row as usize * d..][..d]);
+        }
         let count = (n - rows.len()) as f32;
         let w_enc = &weights[i * d..(i + 1) * d];
         let missing = count * (thresholds[i] - bias[i]) - dot(w_enc, &below);

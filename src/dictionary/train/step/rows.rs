@@ -249,7 +249,9 @@ impl<E: Precision> Task<'_, E> {
         gradient.iter_mut().zip(x).for_each(|(g, x)| *g -= x);
         sums.other_errors += f64::from(squared_norm(gradient));
         let factor = 2.0 / batch.n as f32;
-        gradient.iter_mut().for_each(|g| *g *= factor);
+        for g in gradient.iter_mut() {
+            *g *= factor;
+        }
         E::dots_row(&mut self.pulls[1][pairs], features, gradient, &batch.decoder);
     }
 }
@@ -292,7 +294,9 @@ impl Auxiliary {
         E::decode_row(error, features, pres, &batch.decoder);
         let loss = f64::from(self.weight) * f64::from(squared_norm(error));
         let factor = 2.0 * self.weight / batch.n as f32;
-        error.iter_mut().for_each(|e| *e *= factor);
+        for e in error.iter_mut() {
+            *e *= factor;
+        }
         E::dots_row(pulls, features, error, &batch.decoder);
         loss
     }

@@ -70,9 +70,9 @@ fn forward<E: Precision, R: Rule>(batch: &Batch<'_, E>, rule: &R, push: f32) -> 
         .into_par_iter()
         .map(|(first, mut outputs, pushes)| {
             let rows = pushes.len();
-            outputs.iter_mut().for_each(|out| {
-                out.chunks_exact_mut(d).for_each(|row| row.copy_from_slice(&weights.b_dec));
-            });
+            for row in outputs.iter_mut().flat_map(|out| out.chunks_exact_mut(d)) {
+                row.copy_from_slice(&weights.b_dec);
+            }
             let mut tiles = [vec![0.0; rows * TILE], vec![0.0; if R::CHANNELS > 1 { rows * TILE } else { 0 }]];
             let (mut sizes, mut active) = (vec![0.0f64; rows], 0);
             for start in (0..f).step_by(TILE) {
@@ -100,11 +100,13 @@ fn forward<E: Precision, R: Rule>(batch: &Batch<'_, E>, rule: &R, push: f32) -> 
                     row.iter_mut().zip(&batch.x[(first + i) * d..]).for_each(|(y, x)| *y -= x);
                     let squared = f64::from(squared_norm(row)) / n as f64;
                     if channel == 0 {
-                        loss.mse += squared
+                        loss.mse += squared;
                     } else {
-                        loss.auxiliary += squared
+                        loss.auxiliary += squared;
                     }
-                    row.iter_mut().for_each(|e| *e *= 2.0 / n as f32);
+                    for e in row.iter_mut() {
+                        *e *= 2.0 / n as f32;
+                    }
                     add_scaled(&mut bias, 1.0, row);
                 }
             }
@@ -299,7 +301,9 @@ impl<R: Rule> Work for Gradients<'_, R> {
             }
         }
         let mut total = EntryGradient::default();
-        sums.into_iter().for_each(|sum| total.add(sum));
+        for sum in sums {
+            total.add(sum);
+        }
         (total, active.iter().sum())
     }
 }
