@@ -11,6 +11,11 @@ pub trait RowSource: Send {
     /// Rows in one pass over the data.
     fn rows(&self) -> u64;
 
+    /// Rows from the beginning that can be read a second time at little cost, for estimates before training.
+    fn cheap_rows(&self) -> u64 {
+        self.rows()
+    }
+
     /// Overwrites `out`, one buffer a hook, with the next `n` rows, row-major `[n, width]`, starting another pass in
     /// another order when one ends.
     ///

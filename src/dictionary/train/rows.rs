@@ -20,7 +20,8 @@ pub(super) struct Estimate {
     pub(super) mean: Vec<f64>,
 }
 
-/// Estimates from the first `batches` batches of `rows` rows, or one pass where that is less; one estimate a hook.
+/// Estimates from the first `batches` batches of `rows` rows, or fewer where more could not be read again cheaply; one
+/// estimate a hook.
 pub(super) fn estimate(
     source: &mut dyn RowSource,
     rows: usize,
@@ -28,7 +29,10 @@ pub(super) fn estimate(
     progress: &dyn Progress,
 ) -> Result<Vec<Estimate>> {
     let widths = source.widths().to_vec();
-    let batches = batches.min(source.rows().div_ceil(rows as u64)).max(1);
+    // Of a whole pass every row counts; of less than one, rows beyond the cheap ones would have to be made twice.
+    let cheap = source.cheap_rows();
+    let at_most = if cheap < source.rows() { cheap / rows as u64 } else { cheap.div_ceil(rows as u64) };
+    let batches = batches.min(at_most).max(1);
     progress.begin("measuring norms", batches * rows as u64, Unit::Tokens);
     let mut hooks: Vec<_> = widths.iter().map(|&d| (ScaleEstimate::new(d), vec![0.0; d])).collect();
     let mut buffers = vec![Vec::new(); widths.len()];

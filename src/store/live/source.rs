@@ -250,6 +250,12 @@ impl<'a> LiveRows<'a> {
         self.buffer.level().highest
     }
 
+    /// What tells one run of the model from another.
+    #[cfg(test)]
+    pub(super) fn run_of_the_model(&self) -> *const () {
+        Arc::as_ptr(&self.buffer).cast()
+    }
+
     /// The window that serves `position`, waiting for the model where it must.
     fn window(&mut self, position: u64) -> Result<&Open> {
         let open = match self.open.take() {
@@ -327,6 +333,11 @@ impl RowSource for LiveRows<'_> {
 
     fn rows(&self) -> u64 {
         self.shared.order.rows()
+    }
+
+    /// Those of the first window, which stays until rows beyond it are read.
+    fn cheap_rows(&self) -> u64 {
+        self.shared.order.window_at(0).rows
     }
 
     fn next_batch(&mut self, n: usize, out: &mut [Vec<f32>]) -> Result<()> {

@@ -154,6 +154,21 @@ fn seeking_serves_what_reading_on_would_have() {
 }
 
 #[test]
+fn the_first_rows_are_read_again_without_running_the_model() {
+    let live = open(300, &settings(8 * 4 * CONTEXT as u64));
+    let mut source = live.training(&Silent);
+    let cheap = source.cheap_rows() as usize;
+    assert!(cheap > 100 && (cheap as u64) < source.rows() / 2, "{cheap}");
+    let first = read(&mut source, cheap);
+    let before = source.run_of_the_model();
+    source.seek(0).unwrap();
+    assert!(read(&mut source, cheap) == first && source.run_of_the_model() == before);
+    read(&mut source, 1);
+    source.seek(0).unwrap();
+    assert!(read(&mut source, 5) == first[..5] && source.run_of_the_model() != before);
+}
+
+#[test]
 fn the_buffer_holds_no_more_rows_than_it_may() {
     let limit = 8 * 4 * CONTEXT as u64;
     let live = open(300, &settings(limit));
