@@ -104,7 +104,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         let remedy = "name a directory, which gets a file for each dictionary";
         return Err(Error::flag("--saebench", "a directory for several dictionaries", path.display(), remedy));
     }
-    let mut dictionaries = args.sae.iter().map(|path| open::dictionary(path, ui)).collect::<Result<Vec<_>>>()?;
+    let mut dictionaries = args.sae.iter().map(|dir| open::dictionary(dir, ui)).collect::<Result<Vec<_>>>()?;
     if args.saebench.is_some() {
         for dictionary in &mut dictionaries {
             // As in SAEBench: where norms cannot be folded the dictionary is measured as it is.

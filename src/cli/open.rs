@@ -101,8 +101,9 @@ fn check_length(tokens: &[u32], config: &ModelConfig) -> Result<()> {
 /// Opens a dictionary of any known format; says which one it is, where it belongs and what its files leave open.
 pub(crate) fn dictionary(path: &Path, ui: &Ui) -> Result<Dictionary> {
     let interop::Opened { dictionary, format, notes, .. } = interop::open(path)?;
-    let origin = if format == Format::SaeLens { String::new() } else { format!(", in {}'s format", format.title()) };
-    ui.say(format!("{}: {}{origin}", path.display(), dictionary.config.summary()));
+    if format != Format::SaeLens {
+        ui.say(format!("{}: a dictionary in {}'s format", path.display(), format.title()));
+    }
     for note in notes {
         ui.say(format!("{}: {note}", path.display()));
     }
