@@ -114,32 +114,54 @@ fn small() -> TrainSettings {
     }
 }
 
-#[test]
-fn known_features_in_superposition_are_found() {
-    let (directions, mut source) = superposition(32, 64, 20_000);
-    let tmp = tempfile::tempdir().unwrap();
-    let out = Artifact::begin(&tmp.path().join("sae"), false).unwrap();
-    let settings = TrainSettings {
+/// Every architecture with settings for 64 directions of which 2.6 are present in a row, and the share of them that it
+/// must find. Matryoshka's narrow level must do with fewer features than there are directions, all equally frequent, so
+/// it mixes some of them; that is what nesting costs where the truth has no hierarchy.
+fn learners() -> [(&'static str, TrainSettings, f32); 8] {
+    use TrainArchitecture::{BatchTopK, Gated, JumpRelu, Matryoshka, TopK};
+    let base = TrainSettings {
         d_sae: Some(96),
         lr: 3e-3,
-        l1_coefficient: Some(1.0),
         batch_size: 512,
-        steps: Some(1000),
+        steps: Some(800),
         log_every: 100,
+        eval_every: Some(800),
         ..TrainSettings::default()
     };
-    let summary = run(&mut source, &settings, &out, &Silent).unwrap();
-    let dictionary = io::read(out.dir()).unwrap();
-    let best = |direction: &[f32]| {
-        let cosine = |row: &[f32]| dot(row, direction) / squared_norm(row).sqrt().max(1e-9);
-        dictionary.w_dec.chunks_exact(32).map(cosine).fold(0.0, f32::max)
-    };
-    let cosines: Vec<f32> = directions.chunks_exact(32).map(best).collect();
-    let mean = cosines.iter().sum::<f32>() / cosines.len() as f32;
-    let heldout = summary.heldout.unwrap();
-    println!("mean max cosine {mean}, {heldout:?}");
-    assert!(mean >= 0.95, "mean max cosine {mean}");
-    assert!(heldout.explained_variance > 0.9 && heldout.l0 < 8.0, "{heldout:?}");
+    let relu = TrainSettings { l1_coefficient: Some(1.0), ..base.clone() };
+    let of = |arch| TrainSettings { arch, ..base.clone() };
+    let tanh = Some(SparsityLoss::Tanh);
+    [
+        ("relu", relu.clone(), 0.9),
+        ("p-annealed relu", TrainSettings { p_end: Some(0.5), ..relu.clone() }, 0.9),
+        ("gated", TrainSettings { arch: Gated, ..relu }, 0.9),
+        ("topk", TrainSettings { k: Some(4.0), ..of(TopK) }, 0.9),
+        ("batchtopk", TrainSettings { k: Some(3.0), ..of(BatchTopK) }, 0.9),
+        ("jumprelu", of(JumpRelu), 0.9),
+        ("jumprelu with tanh", TrainSettings { jumprelu_sparsity_loss_mode: tanh, ..of(JumpRelu) }, 0.9),
+        ("matryoshka", TrainSettings { k: Some(3.0), matryoshka_widths: Some(vec![72]), ..of(Matryoshka) }, 0.8),
+    ]
+}
+
+#[test]
+fn every_architecture_finds_known_features_in_superposition() {
+    let (directions, mut source) = superposition(32, 64, 20_000);
+    for (name, settings, least) in learners() {
+        let tmp = tempfile::tempdir().unwrap();
+        let out = Artifact::begin(&tmp.path().join("sae"), false).unwrap();
+        let summary = run(&mut source, &settings, &out, &Silent).unwrap();
+        let dictionary = io::read(out.dir()).unwrap();
+        let best = |direction: &[f32]| {
+            let cosine = |row: &[f32]| dot(row, direction) / squared_norm(row).sqrt().max(1e-9);
+            dictionary.w_dec.chunks_exact(32).map(cosine).fold(0.0, f32::max)
+        };
+        let cosines: Vec<f32> = directions.chunks_exact(32).map(best).collect();
+        let found = cosines.iter().filter(|cosine| **cosine >= 0.9).count() as f32 / cosines.len() as f32;
+        let heldout = summary.heldout.unwrap();
+        println!("{name}: {found} found, EV {}, L0 {}", heldout.explained_variance, heldout.l0);
+        assert!(found >= least, "{name}: {found} of the directions found");
+        assert!(heldout.explained_variance > 0.85 && heldout.l0 < 9.0, "{name}: {heldout:?}");
+    }
 }
 
 #[test]
