@@ -83,7 +83,7 @@ pub(super) fn find(path: &Path) -> Result<Found> {
         what: WHAT,
         path: path.into(),
         expected: "a dictionary's directory or file of weights".into(),
-        remedy: "check the path".into(),
+        remedy: "check the path, or train a dictionary with `train-sae`".into(),
     })
 }
 
@@ -107,6 +107,10 @@ fn directory(dir: &Path) -> Result<Found> {
     }
     if has(gemma_scope_2::FILE) {
         add(Format::GemmaScope2, dir.join(gemma_scope_2::FILE));
+    }
+    // Reading says what is missing.
+    if found.is_empty() && has(io::CONFIG_FILE) && has(io::SPARSITY_FILE) {
+        found.push((Format::SaeLens, dir.into()));
     }
     match found.len() {
         0 => below(dir),

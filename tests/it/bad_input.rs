@@ -160,7 +160,7 @@ fn dictionaries_that_are_damaged() {
         assert!(!cli.path("index").exists());
     };
     let (weights, config) = ("sae_weights.safetensors", "cfg.json");
-    check(&Cli::new(), &["sae/cfg.json", "train-sae"]);
+    check(&Cli::new(), &["looked at: sae", "train-sae"]);
     check(&bad_sae(|s| truncate(&s.join(weights), 1000)), &[weights, "truncated or corrupt"]);
     check(&bad_sae(|s| truncate(&s.join(weights), 0)), &[weights]);
     check(&bad_sae(|s| std::fs::remove_file(s.join(weights)).unwrap()), &[weights, "not found"]);

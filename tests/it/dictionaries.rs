@@ -16,8 +16,10 @@ fn root() -> PathBuf {
 }
 
 fn names() -> Vec<String> {
-    let mut names: Vec<String> =
-        std::fs::read_dir(root()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    // Other formats have folders here too.
+    let ours = |name: &String| root().join(name).join("check.safetensors").exists();
+    let entries = std::fs::read_dir(root()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = entries.filter(ours).collect();
     names.sort();
     names
 }

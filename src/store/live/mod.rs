@@ -124,6 +124,9 @@ impl LiveSettings {
     /// `Flag`, `Unknown` and `Unsupported` for settings that make no sense or hooks without rows.
     pub fn check(&self, model: &Model) -> Result<()> {
         let Self { hooks, pack, batch_size, filter: _, held_out, buffer_rows, dtype, seed: _, rows: _ } = self;
+        if *batch_size == 0 {
+            return Err(Error::flag("--model-batch-size", "at least 1", 0, "16 is a good start"));
+        }
         check_pass(model, pack.context_size, *batch_size)?;
         if pack.context_size < 2 {
             let remedy = "use the length the model was trained for or less; 256 is usual";

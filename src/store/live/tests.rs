@@ -258,7 +258,7 @@ type Change = fn(&mut LiveSettings);
 fn settings_that_make_no_sense_are_refused() {
     let changes: [(Change, &str); 8] = [
         (|s| s.pack.context_size = 64, "--context-size"),
-        (|s| s.batch_size = 0, "--batch-size"),
+        (|s| s.batch_size = 0, "--model-batch-size"),
         (|s| s.buffer_rows = 0, "--buffer-rows"),
         (|s| s.held_out = 1., "--held-out"),
         (|s| s.hooks.push(s.hooks[0]), "every hook once"),
