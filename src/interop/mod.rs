@@ -1,6 +1,6 @@
 //! The field's dictionary files, read and written. One file a format: pure translation to and from [`Dictionary`].
 //!
-//! [`open`] recognises a format by contents, never by the name of a release, and parses strictly: a tensor, key,
+//! `open` recognises a format by contents, never by the name of a release, and parses strictly: a tensor, key,
 //! activation or class that is not known is refused by name, because a dictionary that is read a little wrong still
 //! gives plausible numbers. Files are read as data: nothing in a pickle is executed, and nothing is allocated that a
 //! file's own length does not account for.
@@ -8,15 +8,15 @@
 //! | format | files | written |
 //! | --- | --- | --- |
 //! | SAELens | `cfg.json`, `sae_weights.safetensors` | yes |
-//! | [`dictionary_learning`] | `ae.pt`, `config.json` | yes |
-//! | [`sparsify`] | `MODULE/cfg.json`, `MODULE/sae.safetensors` | yes |
-//! | [`gemma_scope`] | `params.npz` | |
-//! | [`gemma_scope_2`] | `params.safetensors`, `config.json` | |
-//! | [`llama_scope`] | `hyperparams.json`, `checkpoints/final.safetensors`; later `config.json`, `sae_weights.safetensors` | |
-//! | [`qwen_scope`] | `layer{n}.sae.pt` | |
-//! | [`openai`] | `{layer}.pt` | |
-//! | [`goodfire`] | `*.pth`, `*.pt` | |
-//! | [`circuit_tracer`] | `layer_{i}.safetensors`, `config.yaml` | |
+//! | `dictionary_learning` | `ae.pt`, `config.json` | yes |
+//! | `sparsify` | `MODULE/cfg.json`, `MODULE/sae.safetensors` | yes |
+//! | `gemma_scope` | `params.npz` | |
+//! | `gemma_scope_2` | `params.safetensors`, `config.json` | |
+//! | `llama_scope` | `hyperparams.json`, `checkpoints/final.safetensors`; later `config.json`, `sae_weights.safetensors` | |
+//! | `qwen_scope` | `layer{n}.sae.pt` | |
+//! | `openai` | `{layer}.pt` | |
+//! | `goodfire` | `*.pth`, `*.pt` | |
+//! | `circuit_tracer` | `layer_{i}.safetensors`, `config.yaml` | |
 
 use std::path::{Path, PathBuf};
 

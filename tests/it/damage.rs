@@ -360,7 +360,7 @@ fn bombs() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     for name in ["W_enc.npy", "W_dec.npy"] {
         bomb.push((name, packed.clone(), 8, whole.len() as u32));
     }
-    let bias = npy("(8192,)", &[0; 8192 * 4]);
+    let bias = npy("(8192,)", &vec![0; 8192 * 4]);
     for name in ["b_enc.npy", "b_dec.npy", "threshold.npy"] {
         bomb.push((name, bias.clone(), 0, bias.len() as u32));
     }

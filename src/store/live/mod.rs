@@ -10,7 +10,7 @@
 //! of the first [`MEDIAN_TOKENS`] tokens, since no later one can be seen before it is used. And the place of a row
 //! whose norm is too large is filled with another row of its window, so that the place of every row in the stream
 //! follows from the tokens alone: where a run goes on is found without running the model over what came before
-//! ([`order`]), and at most as many sequences as the buffer holds are computed a second time.
+//! (`order`), and at most as many sequences as the buffer holds are computed a second time.
 //!
 //! **Memory**: [`LiveSettings::buffer_rows`] bounds the rows in memory, those that the model has computed ahead
 //! included, each of `Σ width · size of the number type` bytes. Beside them one model batch of f32 rows is in work.

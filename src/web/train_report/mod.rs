@@ -54,7 +54,7 @@ pub fn write(dir: &Path) -> Result<PathBuf> {
 /// Writes [`REPORT_FILE`] into each of the dictionary directories `members`, and into `dir` one that compares them.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_sweep(dir: &Path, members: &[PathBuf]) -> Result<()> {
     let mut reports = Vec::with_capacity(members.len());
     for member in members {
