@@ -19,6 +19,21 @@ impl SparseCodes {
         Self { offsets: vec![0], features: Vec::new(), values: Vec::new(), d_sae }
     }
 
+    /// The rows of `parts`, one part after the other.
+    pub(crate) fn joined(d_sae: usize, parts: Vec<Self>) -> Self {
+        let total = parts.iter().map(Self::len).sum();
+        let mut all = Self::new(d_sae);
+        all.features.reserve_exact(total);
+        all.values.reserve_exact(total);
+        for part in parts {
+            let before = all.len();
+            all.offsets.extend(part.offsets[1..].iter().map(|offset| before + offset));
+            all.features.extend_from_slice(&part.features);
+            all.values.extend_from_slice(&part.values);
+        }
+        all
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.offsets.len().saturating_sub(1)

@@ -1,7 +1,7 @@
 //! Picking the few large entries out of rows of pre-activations as tiles go by.
 //!
 //! A tile of pre-activations is read once, right after it was computed; what stays are the entries above a limit
-//! ([`above`]), or the `k` largest of a row ([`TopK`]).
+//! ([`Picked::above`]), or the `k` largest of a row ([`TopK`]).
 
 /// What an entry must exceed to be kept.
 #[derive(Debug, Clone, Copy)]
@@ -21,32 +21,84 @@ impl Limit<'_> {
     }
 }
 
-/// Appends the entries of `pre + bias` above `limit` to `indices`, numbered from `first`, and to `values`. NaN is
-/// above nothing.
-///
-/// # Panics
-/// When `bias` or the limits are shorter than `pre`: a defect of the caller.
-pub fn above(pre: &[f32], bias: &[f32], limit: Limit<'_>, first: u32, indices: &mut Vec<u32>, values: &mut Vec<f32>) {
-    assert!(bias.len() >= pre.len(), "a bias for each of {} entries", pre.len());
-    if let Limit::Each(limits) = limit {
-        assert!(limits.len() >= pre.len(), "a limit for each of {} entries", pre.len());
+/// Entries of one row that were picked, by ascending index.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Picked {
+    /// Which.
+    pub indices: Vec<u32>,
+    /// Their values.
+    pub values: Vec<f32>,
+}
+
+impl Picked {
+    /// Appends an entry after all others.
+    pub fn push(&mut self, index: u32, value: f32) {
+        self.indices.push(index);
+        self.values.push(value);
     }
-    #[cfg(target_arch = "x86_64")]
-    if let super::vector::Instructions::Avx512 = super::vector::instructions() {
-        #[expect(unsafe_code, reason = "calls code for an instruction set that was detected")]
-        // SAFETY: AVX-512 was detected; the assertions above hold every read inside its slice.
-        return unsafe { above_avx512(pre, bias, limit, first, indices, values) };
-    }
-    for (i, (pre, bias)) in pre.iter().zip(bias).enumerate() {
-        let value = pre + bias;
-        if value > limit.at(i) {
-            indices.push(first + i as u32);
-            values.push(value);
+
+    /// Appends the entries of `pre + bias` above `limit`, numbered from `first`. NaN is above nothing.
+    ///
+    /// # Panics
+    /// When `bias` or the limits are shorter than `pre`: a defect of the caller.
+    pub fn above(&mut self, pre: &[f32], bias: &[f32], limit: Limit<'_>, first: u32) {
+        assert!(bias.len() >= pre.len(), "a bias for each of {} entries", pre.len());
+        if let Limit::Each(limits) = limit {
+            assert!(limits.len() >= pre.len(), "a limit for each of {} entries", pre.len());
         }
+        #[cfg(target_arch = "x86_64")]
+        if let super::vector::Instructions::Avx512 = super::vector::instructions() {
+            #[expect(unsafe_code, reason = "calls code for an instruction set that was detected")]
+            // SAFETY: AVX-512 was detected; the assertions above hold every read inside its slice.
+            return unsafe { above_avx512(pre, bias, limit, first, &mut self.indices, &mut self.values) };
+        }
+        for (i, (pre, bias)) in pre.iter().zip(bias).enumerate() {
+            let value = pre + bias;
+            if value > limit.at(i) {
+                self.push(first + i as u32, value);
+            }
+        }
+    }
+
+    /// Whether so many more than `k` were picked that reducing them now saves time.
+    pub fn overfull(&self, k: usize) -> bool {
+        self.values.len() > (SLACK * k).max(LEAST_SLACK)
+    }
+
+    /// Keeps the `k` entries of which `size` is largest, of equal ones the first; gives the least size kept, where
+    /// any was dropped.
+    pub fn keep_largest(&mut self, k: usize, size: impl Fn(f32) -> f32) -> Option<f32> {
+        if self.values.len() <= k {
+            return None;
+        }
+        if k == 0 {
+            self.clear();
+            return Some(f32::INFINITY);
+        }
+        // Positions ascend with the index, so they break ties as the index would.
+        let mut ranked: Vec<u64> = (0u32..).zip(&self.values).map(|(at, value)| rank(size(*value), at)).collect();
+        ranked.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+        let least = value_of(ranked[k - 1]);
+        ranked.truncate(k);
+        ranked.sort_unstable_by_key(|ranked| !(*ranked as u32));
+        for (to, ranked) in ranked.iter().enumerate() {
+            let from = !(*ranked as u32) as usize;
+            self.indices[to] = self.indices[from];
+            self.values[to] = self.values[from];
+        }
+        self.indices.truncate(k);
+        self.values.truncate(k);
+        Some(least)
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.indices.clear();
+        self.values.clear();
     }
 }
 
-/// [`above`], 16 entries at a time.
+/// [`Picked::above`], 16 entries at a time.
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "compression has no portable form that compiles to one instruction")]
 #[target_feature(enable = "avx512f")]
@@ -113,64 +165,39 @@ pub struct TopK {
     k: usize,
     floor: f32,
     limit: f32,
-    indices: Vec<u32>,
-    values: Vec<f32>,
-    ranked: Vec<u64>,
+    picked: Picked,
 }
 
 impl TopK {
     /// Nothing seen yet. Entries at or below `floor` never count.
     pub fn new(k: usize, floor: f32) -> Self {
-        Self { k, floor, limit: floor, indices: Vec::new(), values: Vec::new(), ranked: Vec::new() }
+        Self { k, floor, limit: floor, picked: Picked::default() }
     }
 
     /// Forgets the row.
     pub fn clear(&mut self) {
         self.limit = self.floor;
-        self.indices.clear();
-        self.values.clear();
+        self.picked.clear();
     }
 
     /// Takes the tile `pre + bias` of indices from `first` on; tiles come in order of index.
     pub fn offer(&mut self, pre: &[f32], bias: &[f32], first: u32) {
-        above(pre, bias, Limit::Same(self.limit), first, &mut self.indices, &mut self.values);
-        if self.values.len() > (SLACK * self.k).max(LEAST_SLACK) {
+        self.picked.above(pre, bias, Limit::Same(self.limit), first);
+        if self.picked.overfull(self.k) {
             self.reduce();
         }
     }
 
-    /// The entries kept, by ascending index.
-    pub fn finish(&mut self) -> (&[u32], &[f32]) {
-        if self.values.len() > self.k {
-            self.reduce();
-        }
-        (&self.indices, &self.values)
+    /// The entries kept.
+    pub fn finish(&mut self) -> &Picked {
+        self.reduce();
+        &self.picked
     }
 
-    /// Keeps the `k` largest.
     fn reduce(&mut self) {
-        if self.k == 0 {
-            self.limit = f32::INFINITY;
-            self.indices.clear();
-            self.values.clear();
-            return;
+        if let Some(least) = self.picked.keep_largest(self.k, |value| value) {
+            self.limit = least;
         }
-        let Self { k, limit, indices, values, ranked, .. } = self;
-        let k = (*k).min(values.len());
-        ranked.clear();
-        ranked.extend((0u32..).zip(values.iter()).map(|(at, value)| rank(*value, at)));
-        // Positions ascend with the index, so they break ties as the index would.
-        ranked.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-        *limit = value_of(ranked[k - 1]);
-        ranked.truncate(k);
-        ranked.sort_unstable_by_key(|ranked| !(*ranked as u32));
-        for (to, ranked) in ranked.iter().enumerate() {
-            let from = !(*ranked as u32) as usize;
-            indices[to] = indices[from];
-            values[to] = values[from];
-        }
-        indices.truncate(k);
-        values.truncate(k);
     }
 }
 
@@ -201,13 +228,13 @@ mod tests {
         fn what_is_kept_lies_above_the_limit_and_nothing_else_does(n in 0usize..80, same in -1.0f32..1.0, each in any::<bool>()) {
             let (pre, bias, limits) = (numbers(n, "pre"), numbers(n, "bias"), numbers(n, "limits"));
             let limit = if each { Limit::Each(&limits) } else { Limit::Same(same) };
-            let (mut indices, mut values) = (vec![7], vec![7.0]);
-            above(&pre, &bias, limit, 100, &mut indices, &mut values);
+            let mut picked = Picked { indices: vec![7], values: vec![7.0] };
+            picked.above(&pre, &bias, limit, 100);
             let naive: Vec<(u32, f32)> = (0..n)
                 .map(|i| (100 + i as u32, pre[i] + bias[i]))
                 .filter(|(i, v)| *v > limit.at(*i as usize - 100))
                 .collect();
-            let got: Vec<(u32, f32)> = indices.into_iter().zip(values).skip(1).collect();
+            let got: Vec<(u32, f32)> = picked.indices.into_iter().zip(picked.values).skip(1).collect();
             prop_assert_eq!(got, naive);
         }
 
@@ -228,8 +255,8 @@ mod tests {
                 order.sort_by(|a, b| pre[*b as usize].total_cmp(&pre[*a as usize]).then(a.cmp(b)));
                 order.truncate(k);
                 order.sort_unstable();
-                let (indices, values) = top.finish();
-                prop_assert_eq!(indices, &order[..], "row {}", row);
+                let Picked { indices, values } = top.finish();
+                prop_assert_eq!(indices, &order, "row {}", row);
                 prop_assert!(indices.iter().zip(values).all(|(i, v)| pre[*i as usize] == *v));
             }
         }
@@ -247,8 +274,8 @@ mod tests {
 
     #[test]
     fn nan_is_never_kept() {
-        let (mut indices, mut values) = (Vec::new(), Vec::new());
-        above(&[f32::NAN; 20], &[0.0; 20], Limit::Same(f32::NEG_INFINITY), 0, &mut indices, &mut values);
-        assert!(indices.is_empty() && values.is_empty());
+        let mut picked = Picked::default();
+        picked.above(&[f32::NAN; 20], &[0.0; 20], Limit::Same(f32::NEG_INFINITY), 0);
+        assert_eq!(picked, Picked::default());
     }
 }

@@ -132,34 +132,6 @@ vectorised! {
     }
 }
 
-/// Appends the positive entries of `pre + bias` to `indices` and `values`, numbered from `first`.
-///
-/// `indices` and `values` are scratch with room for `pre.len()` more than `filled`; the new fill is returned. No
-/// branch depends on the data, so the cost does not depend on the density.
-pub fn compact_positive(
-    pre: &[f32],
-    bias: &[f32],
-    first: u32,
-    indices: &mut [u32],
-    values: &mut [f32],
-    filled: usize,
-) -> usize {
-    let n = pre.len().min(bias.len());
-    let (indices, values) = (&mut indices[filled..][..n], &mut values[filled..][..n]);
-    let mut kept = 0;
-    for i in 0..n {
-        let value = pre[i] + bias[i];
-        // `kept <= i < n` always; the compiler does not see it, and the check is one predictable compare.
-        indices[kept] = first + i as u32;
-        values[kept] = value;
-        kept += usize::from(value > 0.0);
-        if kept == n {
-            break;
-        }
-    }
-    filled + kept
-}
-
 /// Cuts `data`, which has one value a pair, at the row boundaries that lie `block` rows apart.
 pub fn split_by_rows<'a, T>(mut data: &'a mut [T], offsets: &[usize], block: usize) -> Vec<&'a mut [T]> {
     let rows = offsets.len().saturating_sub(1);
@@ -211,16 +183,6 @@ mod tests {
             <u16 as Element>::dots_row(&mut ours, &indices, &g, &halved);
             dots_row(&mut exact, &indices, &g, &widened);
             prop_assert_eq!(ours, exact);
-        }
-
-        #[test]
-        fn compaction_keeps_exactly_the_positive_entries(n in 0usize..80) {
-            let (pre, bias) = (numbers(n, "pre"), numbers(n, "bias"));
-            let (mut indices, mut values) = (vec![9; n + 2], vec![9.0; n + 2]);
-            let end = compact_positive(&pre, &bias, 100, &mut indices, &mut values, 2);
-            let kept: Vec<(u32, f32)> = (0..n).map(|i| (100 + i as u32, pre[i] + bias[i])).filter(|p| p.1 > 0.0).collect();
-            let got: Vec<(u32, f32)> = indices[2..end].iter().copied().zip(values[2..end].iter().copied()).collect();
-            prop_assert_eq!(got, kept);
         }
     }
 

@@ -4,7 +4,7 @@
 //! is the gate's with each column scaled by `e^{r_mag}`, so one product serves both. `b_gate` is the dictionary's
 //! `b_enc`.
 
-use crate::dictionary::encoder::Scratch;
+use crate::ops::compact::Picked;
 
 /// The magnitude's own parameters.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,18 +33,14 @@ impl Gated {
         &self.b_mag
     }
 
-    pub(super) fn emit(&self, product: &[f32], bias: &[f32], first: u32, scratch: &mut Scratch) -> usize {
+    pub(super) fn emit(&self, product: &[f32], bias: &[f32], first: u32, row: &mut Picked) {
         let range = first as usize..first as usize + product.len();
         let magnitudes = self.gain[range.clone()].iter().zip(&self.b_mag[range]);
-        let mut kept = 0;
         for (i, ((product, b_gate), (gain, b_mag))) in product.iter().zip(bias).zip(magnitudes).enumerate() {
             let magnitude = product * gain + b_mag;
             if product + b_gate > 0.0 && magnitude > 0.0 {
-                scratch.features[kept] = first + i as u32;
-                scratch.values[kept] = magnitude;
-                kept += 1;
+                row.push(first + i as u32, magnitude);
             }
         }
-        kept
     }
 }

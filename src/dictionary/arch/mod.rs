@@ -10,7 +10,6 @@ use std::borrow::Cow;
 mod gated;
 mod groupmax;
 mod jumprelu;
-mod relu;
 mod topk;
 
 pub use gated::Gated;
@@ -18,8 +17,8 @@ pub use jumprelu::JumpRelu;
 pub use topk::TopK;
 
 use super::config::{Architecture, DictionaryConfig};
-use super::encoder::Scratch;
 use crate::base::{Error, Result};
+use crate::ops::compact::{Limit, Picked};
 
 /// An architecture with its tensors.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,24 +129,24 @@ impl Activation {
         }
     }
 
-    /// Writes the candidates among `product + bias`, features from `first` on, to `scratch`; gives their number.
-    pub(super) fn emit(&self, product: &[f32], bias: &[f32], first: u32, scratch: &mut Scratch) -> usize {
+    /// Appends the candidates among `product + bias`, features from `first` on, to `row`.
+    pub(super) fn emit(&self, product: &[f32], bias: &[f32], first: u32, row: &mut Picked) {
         match self {
-            Self::Relu | Self::GroupMax(_) => relu::emit(product, bias, first, scratch),
-            Self::TopK(top_k) => top_k.emit(product, bias, first, scratch),
-            Self::AbsTopK(top_k) => top_k.emit_signed(product, bias, first, scratch),
-            Self::JumpRelu(jump) => jump.emit(product, bias, first, scratch),
-            Self::JumpIdentity(jump) => jump.emit_identity(product, bias, first, scratch),
-            Self::Gated(gated) => gated.emit(product, bias, first, scratch),
+            Self::Relu | Self::GroupMax(_) => row.above(product, bias, Limit::Same(0.0), first),
+            Self::TopK(top_k) => top_k.emit(product, bias, first, row),
+            Self::AbsTopK(top_k) => top_k.emit_signed(product, bias, first, row),
+            Self::JumpRelu(jump) => jump.emit(product, bias, first, row),
+            Self::JumpIdentity(jump) => jump.emit_identity(product, bias, first, row),
+            Self::Gated(gated) => gated.emit(product, bias, first, row),
         }
     }
 
-    /// Reduces the candidates of a whole row to its active features; both stay in feature order.
-    pub(super) fn finish_row(&self, features: &mut Vec<u32>, values: &mut Vec<f32>) {
+    /// Reduces the candidates of a whole row to its active features, in their order.
+    pub(super) fn finish_row(&self, row: &mut Picked) {
         match self {
             Self::Relu | Self::JumpRelu(_) | Self::JumpIdentity(_) | Self::Gated(_) => {}
-            Self::TopK(top_k) | Self::AbsTopK(top_k) => top_k.finish_row(features, values),
-            Self::GroupMax(group) => groupmax::finish_row(*group, features, values),
+            Self::TopK(top_k) | Self::AbsTopK(top_k) => top_k.reduce(row),
+            Self::GroupMax(group) => groupmax::finish_row(*group, row),
         }
     }
 

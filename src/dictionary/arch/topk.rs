@@ -6,9 +6,8 @@
 
 use std::borrow::Cow;
 
-use crate::dictionary::encoder::Scratch;
 use crate::dictionary::normalize::row_norms;
-use crate::ops::sparse;
+use crate::ops::compact::{Limit, Picked};
 
 /// `k`, and the decoder norms where they take part.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,45 +31,37 @@ impl TopK {
         self.norms.is_some()
     }
 
-    pub(super) fn emit(&self, product: &[f32], bias: &[f32], first: u32, scratch: &mut Scratch) -> usize {
-        let kept = sparse::compact_positive(product, bias, first, &mut scratch.features, &mut scratch.values, 0);
-        self.rescale(kept, scratch);
-        kept
+    pub(super) fn emit(&self, product: &[f32], bias: &[f32], first: u32, row: &mut Picked) {
+        let before = row.values.len();
+        row.above(product, bias, Limit::Same(0.0), first);
+        self.compete(before, row);
     }
 
-    pub(super) fn emit_signed(&self, product: &[f32], bias: &[f32], first: u32, scratch: &mut Scratch) -> usize {
-        let mut kept = 0;
+    pub(super) fn emit_signed(&self, product: &[f32], bias: &[f32], first: u32, row: &mut Picked) {
+        let before = row.values.len();
         for (i, (product, bias)) in product.iter().zip(bias).enumerate() {
-            scratch.features[kept] = first + i as u32;
-            scratch.values[kept] = product + bias;
-            kept += usize::from(product + bias != 0.0);
+            if product + bias != 0.0 {
+                row.push(first + i as u32, product + bias);
+            }
         }
-        self.rescale(kept, scratch);
-        kept
+        self.compete(before, row);
     }
 
-    fn rescale(&self, kept: usize, scratch: &mut Scratch) {
+    /// Multiplies the entries from `new` on by their norms, and drops some that can no longer win.
+    fn compete(&self, new: usize, row: &mut Picked) {
         if let Some(norms) = &self.norms {
-            for (value, feature) in scratch.values.iter_mut().zip(&scratch.features).take(kept) {
+            for (value, feature) in row.values.iter_mut().zip(&row.indices).skip(new) {
                 *value *= norms[*feature as usize];
             }
+        }
+        if row.overfull(self.k) {
+            self.reduce(row);
         }
     }
 
     /// Keeps the `k` entries of largest absolute value, which for positive entries are the largest.
-    pub(super) fn finish_row(&self, features: &mut Vec<u32>, values: &mut Vec<f32>) {
-        if features.len() <= self.k {
-            return;
-        }
-        let mut order: Vec<u32> = (0..features.len() as u32).collect();
-        if self.k > 0 {
-            let size = |i: &u32| values[*i as usize].abs();
-            order.select_nth_unstable_by(self.k - 1, |a, b| size(b).total_cmp(&size(a)).then(a.cmp(b)));
-        }
-        order.truncate(self.k);
-        order.sort_unstable();
-        *features = order.iter().map(|&i| features[i as usize]).collect();
-        *values = order.iter().map(|&i| values[i as usize]).collect();
+    pub(super) fn reduce(&self, row: &mut Picked) {
+        row.keep_largest(self.k, f32::abs);
     }
 
     pub(super) fn decoder_values<'a>(&self, features: &[u32], values: &'a [f32]) -> Cow<'a, [f32]> {

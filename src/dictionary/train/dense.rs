@@ -301,7 +301,7 @@ fn mask_of(keys: &Tensor, k: usize, floor: f32) -> Result<Tensor> {
     for (row, mask) in rows.iter().zip(mask.chunks_exact_mut(zeros.len().max(1))) {
         top.clear();
         top.offer(row, &zeros, 0);
-        top.finish().0.iter().for_each(|&at| mask[at as usize] = 1.0);
+        top.finish().indices.iter().for_each(|&at| mask[at as usize] = 1.0);
     }
     Ok(Tensor::from_vec(mask, keys.shape(), keys.device())?)
 }

@@ -19,6 +19,7 @@ use super::parameters::{Parameters, State};
 use super::settings::{Method, TrainPlan};
 use crate::base::DtypeChoice;
 use crate::dictionary::SparseCodes;
+use crate::dictionary::encoder::centered;
 use crate::ops::bf16::Kernel;
 
 mod auxiliary;
@@ -200,10 +201,7 @@ impl<'a, E: Precision> Batch<'a, E> {
     fn new(weights: &'a Parameters, x: &'a [f32]) -> Self {
         let (d, f) = (weights.width, weights.features());
         let n = x.len() / d;
-        let mut without_bias = vec![0.0; x.len()];
-        without_bias.par_chunks_exact_mut(d).zip(x.par_chunks_exact(d)).for_each(|(to, x)| {
-            to.iter_mut().zip(x).zip(&weights.b_dec).for_each(|((to, x), b)| *to = x - b);
-        });
+        let without_bias = centered(x, Some(&weights.b_dec));
         Self {
             norms: weights.decoder_norms(),
             left: E::left(&without_bias, n, d),

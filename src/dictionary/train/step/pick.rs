@@ -8,7 +8,7 @@ use super::super::method::Rule;
 use super::super::operand::Precision;
 use super::Batch;
 use crate::dictionary::SparseCodes;
-use crate::ops::compact::{self, Limit, TopK};
+use crate::ops::compact::{Limit, Picked, TopK, rank};
 
 /// Rows that one task encodes.
 const ROWS: usize = 256;
@@ -26,14 +26,6 @@ pub(super) struct Encoder<'a, E: Precision> {
     scale: Option<&'a [f32]>,
     d: usize,
     f: usize,
-}
-
-/// What one task picked from its rows.
-#[derive(Default)]
-struct Part {
-    lengths: Vec<usize>,
-    features: Vec<u32>,
-    values: Vec<f32>,
 }
 
 impl<'a, E: Precision> Encoder<'a, E> {
@@ -81,23 +73,9 @@ impl<'a, E: Precision> Encoder<'a, E> {
     }
 
     /// Runs `work(first row, rows)` on every [`ROWS`] rows, and puts the parts together.
-    fn in_parts(&self, n: usize, work: impl Fn(usize, usize) -> Part + Sync) -> SparseCodes {
+    fn in_parts(&self, n: usize, work: impl Fn(usize, usize) -> SparseCodes + Sync) -> SparseCodes {
         let starts: Vec<usize> = (0..n).step_by(ROWS).collect();
-        let parts: Vec<Part> = starts.into_par_iter().map(|first| work(first, ROWS.min(n - first))).collect();
-        let total = parts.iter().map(|part| part.features.len()).sum();
-        let mut codes = SparseCodes::new(self.f);
-        codes.features.reserve_exact(total);
-        codes.values.reserve_exact(total);
-        for part in parts {
-            let mut end = codes.features.len();
-            codes.offsets.extend(part.lengths.iter().map(|length| {
-                end += length;
-                end
-            }));
-            codes.features.extend_from_slice(&part.features);
-            codes.values.extend_from_slice(&part.values);
-        }
-        codes
+        SparseCodes::joined(self.f, starts.into_par_iter().map(|first| work(first, ROWS.min(n - first))).collect())
     }
 }
 
@@ -105,35 +83,31 @@ impl<'a, E: Precision> Encoder<'a, E> {
 pub(super) fn density<E: Precision, R: Rule>(encoder: &Encoder<'_, E>, n: usize, rule: &R) -> f64 {
     let limits: Vec<f32> = (0..encoder.f).map(|f| rule.limit(f)).collect();
     let rows = SAMPLE.min(n);
-    let (mut features, mut values) = (Vec::new(), Vec::new());
+    let mut picked = Picked::default();
     encoder.tiles(0, rows, |first, tile| {
         let width = tile.len() / rows;
         let limits = Limit::Each(&limits[first..first + width]);
         for pre in tile.chunks_exact(width) {
-            compact::above(pre, encoder.bias(first, width), limits, first as u32, &mut features, &mut values);
+            picked.above(pre, encoder.bias(first, width), limits, first as u32);
         }
     });
-    features.len() as f64 / (rows * encoder.f) as f64
+    picked.values.len() as f64 / (rows * encoder.f) as f64
 }
 
 /// The entries above `limits`, `[f]`.
 pub(super) fn above<E: Precision>(encoder: &Encoder<'_, E>, n: usize, limits: &[f32]) -> SparseCodes {
     encoder.in_parts(n, |first, n| {
-        let mut rows: Vec<(Vec<u32>, Vec<f32>)> = vec![Default::default(); n];
+        let mut rows = vec![Picked::default(); n];
         encoder.tiles(first, n, |feature, tile| {
             let width = tile.len() / n;
             let (bias, limits) = (encoder.bias(feature, width), Limit::Each(&limits[feature..feature + width]));
-            for (pre, (features, values)) in tile.chunks_exact(width).zip(&mut rows) {
-                compact::above(pre, bias, limits, feature as u32, features, values);
+            for (pre, row) in tile.chunks_exact(width).zip(&mut rows) {
+                row.above(pre, bias, limits, feature as u32);
             }
         });
-        let mut part = Part::default();
-        for (features, values) in rows {
-            part.lengths.push(features.len());
-            part.features.extend(features);
-            part.values.extend(values);
-        }
-        part
+        let mut codes = SparseCodes::new(encoder.f);
+        rows.iter().for_each(|row| codes.push_row(&row.indices, &row.values));
+        codes
     })
 }
 
@@ -147,14 +121,12 @@ pub(super) fn top_of_rows<E: Precision>(encoder: &Encoder<'_, E>, n: usize, k: u
                 row.offer(pre, encoder.bias(feature, width), feature as u32);
             }
         });
-        let mut part = Part::default();
+        let mut codes = SparseCodes::new(encoder.f);
         for row in &mut rows {
-            let (features, values) = row.finish();
-            part.lengths.push(features.len());
-            part.features.extend_from_slice(features);
-            part.values.extend_from_slice(values);
+            let Picked { indices, values } = row.finish();
+            codes.push_row(indices, values);
         }
-        part
+        codes
     })
 }
 
@@ -192,13 +164,13 @@ fn guess<E: Precision>(encoder: &Encoder<'_, E>, n: usize, count: usize) -> f32 
             index += width as u32;
         }
     });
-    let (_, values) = top.finish();
+    let values = &top.finish().values;
     if values.len() < wanted { 0.0 } else { values.iter().copied().fold(f32::INFINITY, f32::min) }
 }
 
 /// Reduces `codes` to the `count` largest, of equal ones the first.
 fn keep(codes: &mut SparseCodes, count: usize) {
-    let mut ranked: Vec<u64> = (0u32..).zip(&codes.values).map(|(at, value)| compact::rank(*value, at)).collect();
+    let mut ranked: Vec<u64> = (0u32..).zip(&codes.values).map(|(at, value)| rank(*value, at)).collect();
     if count > 0 {
         ranked.select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
     }
@@ -207,7 +179,7 @@ fn keep(codes: &mut SparseCodes, count: usize) {
     for row in 0..codes.rows() {
         let end = codes.offsets[row + 1];
         for at in start..end {
-            if compact::rank(codes.values[at], at as u32) >= least {
+            if rank(codes.values[at], at as u32) >= least {
                 codes.features[filled] = codes.features[at];
                 codes.values[filled] = codes.values[at];
                 filled += 1;
