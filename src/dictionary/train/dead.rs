@@ -7,10 +7,11 @@
 
 use rand::Rng;
 
+use super::finish;
 use super::parameters::State;
 use super::settings::{Method, TrainPlan};
-use super::step::reconstruct;
-use crate::base::rng;
+use crate::base::{Result, rng};
+use crate::dictionary::Metadata;
 use crate::dictionary::encoder::centered;
 use crate::ops::{dot, squared_norm};
 
@@ -75,10 +76,13 @@ impl Activity {
 
 /// Starts some of the `dead` features again at rows of the batch `x`, `[n, d]`; gives those it started, at most one a
 /// row.
-pub(super) fn resample(state: &mut State, plan: &TrainPlan, dead: &[u32], x: &[f32]) -> Vec<u32> {
+///
+/// # Errors
+/// Those of the dictionary that the weights amount to.
+pub(super) fn resample(state: &mut State, plan: &TrainPlan, dead: &[u32], x: &[f32]) -> Result<Vec<u32>> {
     let d = state.weights.width;
     let centered = centered(x, Some(&state.weights.b_dec));
-    let mut residuals = reconstruct(state, plan, x);
+    let mut residuals = finish::dictionary(state, plan, 1.0, Metadata::default())?.reconstruct(x)?;
     residuals.iter_mut().zip(x).for_each(|(y, x)| *y = x - *y);
     let errors: Vec<f32> = residuals.chunks_exact(d).map(squared_norm).collect();
     let most = (state.weights.b_enc.len() / MOST_REVIVED).max(1);
@@ -112,7 +116,7 @@ pub(super) fn resample(state: &mut State, plan: &TrainPlan, dead: &[u32], x: &[f
             moments.b_enc[feature] = 0.0;
         }
     }
-    revived
+    Ok(revived)
 }
 
 /// At most `count` distinct rows with positive error, drawn with probability proportional to it: the rows with the
@@ -170,7 +174,7 @@ mod tests {
         state.first.w_enc.fill(1.0);
         let x = numbers(8 * d, "x");
         let before = state.clone();
-        assert_eq!(resample(&mut state, &plan, &[2, 4, 9], &x), [2, 4], "one in {MOST_REVIVED} at once");
+        assert_eq!(resample(&mut state, &plan, &[2, 4, 9], &x).unwrap(), [2, 4], "one in {MOST_REVIVED} at once");
         let norms = state.weights.decoder_norms();
         let codes = active_pairs(&state.weights, &L1 { norms: &norms }, &x);
         for feature in [2, 4] {
@@ -180,7 +184,7 @@ mod tests {
         assert_eq!(state.weights.w_enc[..2 * d], before.weights.w_enc[..2 * d]);
         assert_eq!((state.first.w_enc[2 * d], state.first.w_enc[d]), (0.0, 1.0));
         let mut again = before.clone();
-        resample(&mut again, &plan, &[2, 4, 9], &x);
+        resample(&mut again, &plan, &[2, 4, 9], &x).unwrap();
         assert_eq!(again, state, "the same seed and step");
     }
 }

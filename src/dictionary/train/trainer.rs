@@ -141,7 +141,7 @@ impl Trainer {
         if dead.is_empty() {
             return Ok(());
         }
-        let revived = self.engine.edit(|state| dead::resample(state, plan, &dead, x))?;
+        let revived = self.engine.edit(|state| dead::resample(state, plan, &dead, x))??;
         for feature in &revived {
             self.activity.since_fired[*feature as usize] = 0;
         }

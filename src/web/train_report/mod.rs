@@ -24,6 +24,9 @@ use crate::base::{Result, RunRecord, Silent};
 use crate::dictionary::train::{METRICS_FILE, Session};
 use crate::dictionary::{DictionaryConfig, io};
 
+/// What densities are counted on.
+const DENSITY_ROWS: &str = "The first picture counts the last rows of training, two million at most.";
+
 /// Name of the page in a dictionary's directory.
 pub const REPORT_FILE: &str = "report.html";
 
@@ -189,9 +192,9 @@ impl TrainReport {
         let silent = self.frequencies.as_ref().map(|f| f.iter().filter(|f| **f == 0.0).count());
         match silent {
             None => String::new(),
-            Some(0) => "Every feature fired at the end of training.".into(),
+            Some(0) => format!("{DENSITY_ROWS} Every feature fired in them; dead are those silent at the very end."),
             Some(n) => format!(
-                "{} features did not fire at the end of training and have no place in the first picture.",
+                "{DENSITY_ROWS} {} features did not fire in them and have no place in the first picture.",
                 thousands(n as u64)
             ),
         }

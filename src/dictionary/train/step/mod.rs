@@ -242,37 +242,6 @@ pub(super) fn active_pairs<R: Rule>(weights: &Parameters, rule: &R, x: &[f32]) -
     pick::above(&Encoder::new(&batch, None), batch.n, &limits)
 }
 
-/// What the weights in training reconstruct of `x`, `[n, d]`, in `f32`.
-pub(super) fn reconstruct(state: &State, plan: &TrainPlan, x: &[f32]) -> Vec<f32> {
-    let weights = &state.weights;
-    let d = weights.width;
-    let batch = Batch::<f32>::new(weights, x);
-    let top = plan.method.top();
-    let scale = top.as_ref().is_some_and(|top| top.rescale).then_some(batch.norms.as_slice());
-    let encoder = Encoder::new(&batch, scale);
-    let mut codes = match (&plan.method, &top) {
-        (_, Some(top)) if top.whole_batch => pick::top_of_batch(&encoder, batch.n, (top.k * batch.n as f64) as usize).0,
-        (_, Some(top)) => pick::top_of_rows(&encoder, batch.n, top.k as usize, 0.0),
-        (Method::JumpRelu { .. }, _) => pick::above(&encoder, batch.n, &weights.own[0].1),
-        _ => pick::above(&encoder, batch.n, &vec![0.0; batch.f]),
-    };
-    encoder.unscale(&mut codes);
-    if let (Method::Gated, [(_, r_mag), (_, b_mag)]) = (&plan.method, weights.own.as_slice()) {
-        let gain: Vec<f32> = r_mag.iter().map(|r| r.exp()).collect();
-        let rule = Gated { norms: &batch.norms, b_gate: &weights.b_enc, gain: &gain, b_mag };
-        for (value, feature) in codes.values.iter_mut().zip(&codes.features) {
-            *value = rule.values(*feature as usize, *value)[0];
-        }
-    }
-    let mut out = vec![0.0; x.len()];
-    out.par_chunks_exact_mut(d).enumerate().for_each(|(i, row)| {
-        let (features, values) = codes.row(i);
-        row.copy_from_slice(&weights.b_dec);
-        crate::ops::sparse::decode_row(row, features, values, &weights.w_dec);
-    });
-    out
-}
-
 /// `Σ_b P(S_b)` of a ReLU dictionary with an annealed exponent.
 pub(super) fn penalty(state: &State, x: &[f32], exponent: f64) -> f64 {
     let norms = state.weights.decoder_norms();
