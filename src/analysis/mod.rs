@@ -3,6 +3,9 @@
 
 pub mod eval;
 pub mod feature;
+pub mod heads;
+pub mod lens;
+pub mod patch;
 mod placement;
 pub mod rewrite;
 pub mod sequences;

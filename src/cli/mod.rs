@@ -17,10 +17,15 @@ mod expect;
 mod feature_page;
 mod features;
 mod filter;
+mod heads;
+mod heatmap;
 mod info;
+mod lens;
 mod method;
 mod model_name;
 mod open;
+mod patch;
+mod places;
 mod progress;
 mod prompts;
 mod render;
@@ -85,6 +90,12 @@ enum Command {
     Convert(convert::Args),
     /// What each feature fires on and what it writes.
     Features(features::Args),
+    /// What every layer would say: logit lens, and which parts make a token's logit.
+    Lens(Box<lens::Args>),
+    /// Which layers, positions, heads and features carry an answer: activation and path patching, ablation, knock-out.
+    Patch(Box<patch::Args>),
+    /// Induction, previous-token and duplicate-token scores of all attention heads.
+    Heads(heads::Args),
     /// Generate text with features clamped, added, scaled or ablated.
     Steer(steer::Args),
 }
@@ -142,6 +153,9 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Eval(args) => eval::run(args, common, ui),
         Command::Convert(args) => convert::run(args, ui),
         Command::Features(args) => features::run(args, common, ui),
+        Command::Lens(args) => lens::run(*args, common, ui),
+        Command::Patch(args) => patch::run(&args, common, ui),
+        Command::Heads(args) => heads::run(args, common, ui),
         Command::Steer(args) => steer::run(args, common, ui),
     }
 }

@@ -147,6 +147,19 @@ fn lines_of(
     if found.is_empty() { Err(bad("an empty file".into())) } else { Ok(found) }
 }
 
+/// The prompts of a file, as `--prompt-file` takes them.
+///
+/// # Errors
+/// As [`PromptArgs::read`].
+pub(super) fn texts(path: &Path) -> Result<Vec<String>> {
+    let lines = lines_of("prompt file", path, prompt_of(path))?;
+    let text = |contents| match contents {
+        Contents::Text(text) => Some(text),
+        Contents::Tokens(_) => None,
+    };
+    Ok(lines.into_iter().filter_map(|(_, contents)| text(contents)).collect())
+}
+
 /// How the lines of this file hold prompts: as they are, or as JSON.
 fn prompt_of(path: &Path) -> impl Fn(&str) -> Result<Contents, String> {
     let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl"));

@@ -22,9 +22,11 @@ mod norm;
 mod pass;
 mod plain;
 mod position;
+mod readout;
 mod rotary;
 mod shape;
 mod site;
+mod tail;
 mod tap;
 
 pub use config::ModelConfig;
@@ -32,3 +34,4 @@ pub use decoder::{Model, Run};
 pub use hook::{HookPoint, Site};
 pub use kv_cache::KvCache;
 pub use plan::{Edit, EditOp, HookPlan, Positions, ResolvedPlan, Rewrite};
+pub use readout::FrozenNorm;

@@ -46,6 +46,11 @@ impl Norm {
         Ok(Self { kind, gain, bias })
     }
 
+    /// Whether the mean is subtracted, the gain, and the bias.
+    pub(super) fn parts(&self) -> (bool, Option<&Tensor>, Option<&Tensor>) {
+        (self.kind.centres(), self.gain.as_ref(), self.bias.as_ref())
+    }
+
     /// Normalises the last axis of `x`, passing divisor and quotient through their hook points.
     pub(super) fn forward(&self, x: &Tensor, tap: &mut Tap<'_>, points: NormPoints) -> Result<Tensor> {
         let hooked = tap.wants(points.scale) || tap.wants(points.normalized);
