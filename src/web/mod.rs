@@ -4,5 +4,6 @@ pub mod chart;
 pub mod eval_report;
 pub mod markup;
 pub mod page;
+pub mod steer_report;
 pub mod text;
 pub mod train_report;

@@ -1,11 +1,13 @@
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
 use super::*;
-use crate::analysis::rewrite::{FeatureOp, activation_per_row};
+use crate::analysis::rewrite::{FeatureEdit, FeatureOp, FeatureRewrite, activation_per_row};
 use crate::analysis::tests::{dictionary_at, dictionary_with, open};
 use crate::base::Silent;
-use crate::dictionary::NormalizeActivations;
 use crate::dictionary::tests::architectures;
+use crate::dictionary::{Dictionary, NormalizeActivations};
 use crate::model::Rewrite;
 use crate::ops::gemm::tests::numbers;
 
@@ -132,7 +134,7 @@ fn rows_above_the_norm_limit_stay() {
 
 fn settings(positions: SteerPositions) -> SteerSettings {
     let generate = GenerateSettings { max_new_tokens: 12, temperature: 0.0, top_p: None, seed: 0, stop_tokens: vec![] };
-    SteerSettings { positions, max_norm: None, generate, top_changes: 5 }
+    SteerSettings { positions, generate, top_changes: 5 }
 }
 
 /// Greedy generation without a cache.
@@ -162,8 +164,11 @@ fn cached_steering_equals_recomputation_and_differs_from_no_steering() {
                     [edit(5, FeatureOp::Clamp(30.0)), edit(9, FeatureOp::Add(-20.0)), edit(2, FeatureOp::Ablate)];
                 for positions in [SteerPositions::All, SteerPositions::Generated] {
                     let settings = settings(positions);
-                    let result = steer(&model, &dictionary, &prompt, &edits, &settings, &Silent).unwrap();
-                    let plan = steering_plan(&model, &dictionary, &edits, prompt.len(), &settings).unwrap();
+                    let result =
+                        steer(&model, &prompt, &Intervention::of_features(&dictionary, &edits), &settings, &Silent)
+                            .unwrap();
+                    let plan =
+                        Intervention::of_features(&dictionary, &edits).plan(&model, prompt.len(), positions).unwrap();
                     let what = format!("{name} {hook} {architecture:?} {positions:?}");
                     assert_eq!(result.steered, recompute(&model, &prompt, &plan, 12), "{what}");
                     assert_eq!(result.unsteered, recompute(&model, &prompt, &HookPlan::new(), 12), "{what}");
@@ -182,16 +187,37 @@ fn probability_changes_are_those_of_the_first_steered_position() {
     let (model, dictionary) = (open("llama"), Arc::new(dictionary_at(HOOK, 24, 60)));
     let prompt = [7u32, 21, 9, 33, 14];
     let edits = [edit(5, FeatureOp::Clamp(30.0))];
-    let result = steer(&model, &dictionary, &prompt, &edits, &settings(SteerPositions::All), &Silent).unwrap();
+    let result = steer(
+        &model,
+        &prompt,
+        &Intervention::of_features(&dictionary, &edits),
+        &settings(SteerPositions::All),
+        &Silent,
+    )
+    .unwrap();
     assert_eq!(result.compared, prompt);
     let best = result.gained[0];
     assert!(best.after > best.before && result.lost[0].after < result.lost[0].before && result.gained.len() == 5);
     let rises: Vec<f32> = result.gained.iter().map(|c| c.after - c.before).collect();
     assert!(rises.is_sorted_by(|a, b| a >= b));
     let nothing = [edit(5, FeatureOp::Scale(1.0))];
-    let result = steer(&model, &dictionary, &prompt, &nothing, &settings(SteerPositions::All), &Silent).unwrap();
+    let result = steer(
+        &model,
+        &prompt,
+        &Intervention::of_features(&dictionary, &nothing),
+        &settings(SteerPositions::All),
+        &Silent,
+    )
+    .unwrap();
     assert!(result.gained.is_empty() && result.lost.is_empty() && result.steered == result.unsteered);
-    let result = steer(&model, &dictionary, &prompt, &edits, &settings(SteerPositions::Generated), &Silent).unwrap();
+    let result = steer(
+        &model,
+        &prompt,
+        &Intervention::of_features(&dictionary, &edits),
+        &settings(SteerPositions::Generated),
+        &Silent,
+    )
+    .unwrap();
     assert_eq!(result.compared[..5], prompt);
     assert_eq!(result.compared[5..], result.unsteered[..1]);
 }
@@ -200,7 +226,9 @@ fn probability_changes_are_those_of_the_first_steered_position() {
 fn wrong_features_strengths_and_widths_are_errors() {
     let model = open("llama");
     let run = |dictionary: &Arc<Dictionary>, edits: &[FeatureEdit]| {
-        steer(&model, dictionary, &[1, 2], edits, &settings(SteerPositions::All), &Silent).unwrap_err().to_string()
+        steer(&model, &[1, 2], &Intervention::of_features(dictionary, edits), &settings(SteerPositions::All), &Silent)
+            .unwrap_err()
+            .to_string()
     };
     let dictionary = Arc::new(dictionary_at(HOOK, 24, 60));
     assert!(run(&dictionary, &[edit(60, FeatureOp::Ablate)]).contains("0 to 59"));
