@@ -58,20 +58,26 @@ pub fn page(report: &SteerReport) -> String {
         body.push(page::section("What each strength does", note, [page::charts(charts(report))]));
     }
     body.push(page::section("Figures", LEGEND, [table(report)]));
-    for prompt in &report.prompts {
-        let mut head = vec![Cell::text(&report.operation)];
-        head.push(Cell::text("text"));
-        head.extend(measures(report).map(|name| Cell::number(name, false)));
-        let row = |(step, (text, measures)): (&Step, &(String, Measures))| {
-            let mut cells = vec![Cell { text: text.clone(), class: "meaning" }];
-            cells.extend(figures(measures, report.concepts.len()).into_iter().map(|cell| Cell::number(cell, false)));
-            Row::Cells(step.label.clone(), cells)
-        };
-        let rows: Vec<Row> = report.steps.iter().zip(&prompt.texts).map(row).collect();
-        body.push(page::section(&prompt.prompt, "", [page::table(&head, &rows)]));
-    }
+    body.extend(report.prompts.iter().map(|prompt| texts(report, prompt)));
     body.push(page::footer());
     page::html(&title, body)
+}
+
+/// What was written after one prompt, side by side as the window allows.
+fn texts(report: &SteerReport, prompt: &PromptTexts) -> Element {
+    let text = |(step, (text, measured)): (&Step, &(String, Measures))| {
+        let label =
+            if step.value.is_some() { format!("{} {}", report.operation, step.label) } else { step.label.clone() };
+        let figures = figures(measured, report.concepts.len());
+        let figures: Vec<String> =
+            measures(report).zip(figures).map(|(name, value)| format!("{name} {value}")).collect();
+        Element::new("div")
+            .child(Element::new("div").child(Element::new("strong").text(label)))
+            .child(Element::of("div", "note").text(figures.join(" · ")))
+            .child(page::code(text.trim()))
+    };
+    let texts = Element::of("div", "columns").children(report.steps.iter().zip(&prompt.texts).map(text));
+    page::section(&format!("“{}”", prompt.prompt), "", [texts])
 }
 
 /// The charts as one picture.

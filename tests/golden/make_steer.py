@@ -4,7 +4,7 @@
     python tests/golden/make_steer.py               # torch 2.x on a CPU; the same seeds give the same files
 
 Writes to tests/golden/steer/:
-  vectors.safetensors   a steering vector [24] for each checkpoint
+  vectors.safetensors   a steering vector for each checkpoint
   directions.json       Neuronpedia's three methods as plain PyTorch hooks on transformers: greedy tokens
   standard/ topk/ jumprelu/   dictionaries as SAELens stores them, at blocks.1.hook_resid_post of the checkpoint gpt2
   features.json, features.safetensors   SAELens' HookedSAETransformer with features clamped, scaled, capped and
@@ -86,8 +86,8 @@ def make_directions():
     vectors, cases = {}, []
     for name in ["gpt2", "llama", "gemma2", "qwen3"]:
         generator = torch.Generator().manual_seed(sum(map(ord, name)))
-        v = 0.6 * torch.randn(WIDTH, generator=generator)
         model = load(name)
+        v = 0.6 * torch.randn(model.config.hidden_size, generator=generator)
         logits_of = lambda tokens: model(tokens, use_cache=False).logits.float()
         plain, closest = greedy(logits_of)
         assert closest > 1e-3, name

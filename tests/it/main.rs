@@ -22,4 +22,5 @@ mod pages;
 mod parity;
 mod passes;
 mod real_model;
+mod steer;
 mod weights;

@@ -238,3 +238,212 @@ fn wrong_features_strengths_and_widths_are_errors() {
     assert!(narrow.contains("d_in 23") && narrow.contains("width 24"), "{narrow}");
     assert!(run(&Arc::new(dictionary_at("blocks.9.hook_resid_post", 24, 60)), &[]).contains("unknown hook point"));
 }
+
+#[test]
+fn a_cap_holds_activations_down_and_leaves_lower_ones() {
+    for architecture in architectures() {
+        let dictionary = Arc::new(dictionary_with(architecture, HOOK, 13, 40));
+        let x = numbers(20 * 13, "x");
+        let mut lowered = 0;
+        for feature in 0..40 {
+            let f = encoded(&dictionary, &x, feature);
+            let cap = f.iter().copied().fold(0.0, f32::max) / 2.0;
+            let row = dictionary.decoder_row(feature).unwrap();
+            let norm = activation_per_row(&dictionary, row);
+            let expected: Vec<f32> =
+                x.iter().enumerate().map(|(i, x)| x + (f[i / 13].min(cap) - f[i / 13]) / norm * row[i % 13]).collect();
+            let found = rewritten(&dictionary, &[edit(feature, FeatureOp::Cap(cap))], &x, None);
+            assert_near(&found, &expected, &format!("{architecture:?} cap"));
+            lowered += f.iter().filter(|f| **f > cap).count();
+            // Operations after a cap see the capped value; a negative factor turns it into a floor.
+            let edits = [FeatureOp::Cap(cap), FeatureOp::Scale(-2.0), FeatureOp::Add(0.5)].map(|op| edit(feature, op));
+            let expected: Vec<f32> = x
+                .iter()
+                .enumerate()
+                .map(|(i, x)| {
+                    let f = f[i / 13];
+                    x + (-2.0 * f.min(cap) + 0.5 * norm - f) / norm * row[i % 13]
+                })
+                .collect();
+            assert_near(&rewritten(&dictionary, &edits, &x, None), &expected, "a chain");
+        }
+        assert!(lowered > 10, "{architecture:?}: {lowered}");
+    }
+}
+
+#[test]
+fn without_the_error_term_rows_become_reconstructions_of_the_edited_codes() {
+    for kind in [NormalizeActivations::None, NormalizeActivations::LayerNorm] {
+        for architecture in architectures() {
+            let mut dictionary = dictionary_with(architecture, HOOK, 13, 40);
+            dictionary.config.normalize_activations = kind;
+            let dictionary = Arc::new(dictionary);
+            let mut x = numbers(6 * 13, "x");
+            x[..13].iter_mut().for_each(|x| *x *= 100.0);
+            let codes = dictionary.encode(&x).unwrap();
+            let feature = codes.row(2).0[0];
+            let mut edited = codes.clone();
+            for (f, value) in edited.features.iter().zip(edited.values.iter_mut()) {
+                *value *= if *f == feature { 3.0 } else { 1.0 };
+            }
+            let expected = dictionary.reconstruct_codes(&x, &edited).unwrap();
+            let tensor = Tensor::from_slice(&x, (6, 13), &Device::Cpu).unwrap();
+            let rewrite =
+                FeatureRewrite::new(&dictionary, &[edit(feature, FeatureOp::Scale(3.0))], &Device::Cpu).unwrap();
+            let rewrite = rewrite.error_term(false).max_norm(Some(20.0));
+            let found: Vec<f32> = rewrite.rewrite(&tensor).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            assert_eq!(found[..13], x[..13], "a row above the limit stays");
+            assert_near(&found[13..], &expected[13..], &format!("{architecture:?} {kind:?}"));
+        }
+    }
+}
+
+fn along(op: DirectionOp) -> DirectionEdit {
+    let vector = numbers(24, "vector").iter().map(|x| x * 3.0).collect();
+    let at = crate::analysis::Placement::at(HOOK.parse().unwrap());
+    DirectionEdit { name: "vector v".into(), at, vector, feature: None, op, max_norm: None }
+}
+
+#[test]
+fn directions_change_the_projection_and_nothing_else() {
+    let x = numbers(7 * 24, "x");
+    let vector = along(DirectionOp::ProjectOut).vector;
+    let norm = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
+    let projection = |row: &[f32]| row.iter().zip(&vector).map(|(x, v)| x * v).sum::<f32>() / norm;
+    let tensor = Tensor::from_slice(&x, (7, 24), &Device::Cpu).unwrap();
+    let cases: [(DirectionOp, &dyn Fn(f32) -> f32); 6] = [
+        (DirectionOp::Add(1.5), &|p| p + 1.5 * norm),
+        (DirectionOp::Clamp(2.0), &|_| 2.0),
+        (DirectionOp::Scale(-3.0), &|p| -3.0 * p),
+        (DirectionOp::Scale(1.0), &|p| p),
+        (DirectionOp::Cap(0.1), &|p| p.min(0.1)),
+        (DirectionOp::ProjectOut, &|_| 0.0),
+    ];
+    let (mut above, mut below) = (0, 0);
+    for (op, target) in cases {
+        let found = along(op).rewrite(&Device::Cpu).unwrap().rewrite(&tensor).unwrap();
+        let found: Vec<f32> = found.flatten_all().unwrap().to_vec1().unwrap();
+        for (before, after) in x.chunks_exact(24).zip(found.chunks_exact(24)) {
+            let p = projection(before);
+            let expected: Vec<f32> = before.iter().zip(&vector).map(|(x, v)| x + (target(p) - p) * v / norm).collect();
+            assert_near(after, &expected, &format!("{op:?}"));
+            (above, below) = (above + usize::from(p > 0.1), below + usize::from(p < 0.1));
+        }
+    }
+    assert!(above > 0 && below > 0, "the cap has something to do, and something to leave");
+}
+
+#[test]
+fn directions_that_do_not_fit_are_errors() {
+    let model = open("llama");
+    let config = model.config();
+    let check = |edit: DirectionEdit| Intervention::of_direction(edit).plan(&model, 0, SteerPositions::All);
+    assert!(along(DirectionOp::Add(1.0)).check(config).is_ok());
+    let short = DirectionEdit { vector: vec![1.0; 23], ..along(DirectionOp::Add(1.0)) };
+    let error = check(short).unwrap_err().to_string();
+    assert!(error.contains("23 values") && error.contains("width 24"), "{error}");
+    assert!(check(along(DirectionOp::Cap(f32::INFINITY))).unwrap_err().to_string().contains("--strength"));
+    let zero = DirectionEdit { vector: vec![0.0; 24], ..along(DirectionOp::Add(1.0)) };
+    assert!(check(zero).unwrap_err().to_string().contains("no direction"));
+    let broken = DirectionEdit { vector: [vec![f32::NAN], vec![1.0; 23]].concat(), ..along(DirectionOp::Add(1.0)) };
+    assert!(matches!(check(broken), Err(crate::base::Error::NonFinite { .. })));
+    assert!(Intervention::default().plan(&model, 0, SteerPositions::All).is_err());
+}
+
+#[test]
+fn measures_of_a_sweep_equal_a_direct_computation() {
+    let model = open("llama");
+    let dictionary = Arc::new(dictionary_at(HOOK, 24, 60));
+    let prompt = vec![7u32, 21, 9, 33, 14];
+    let points: Vec<Intervention> = [0.0, 40.0]
+        .map(|v| Intervention::of_features(&dictionary, &[edit(5, FeatureOp::Clamp(v))]))
+        .into_iter()
+        .chain([Intervention::of_direction(along(DirectionOp::Add(6.0)))])
+        .collect();
+    for (points, direction) in [(&points[..2], false), (&points[2..], true)] {
+        let mut found = None;
+        sweep(
+            &model,
+            std::slice::from_ref(&prompt),
+            points,
+            &settings(SteerPositions::All),
+            &Silent,
+            |number, texts| {
+                assert_eq!(number, 0);
+                found = Some(texts.clone());
+                Ok(())
+            },
+        )
+        .unwrap();
+        let found = found.unwrap();
+        let log_probabilities = |tokens: &[u32], plan: &HookPlan| -> Vec<Vec<f32>> {
+            let run = model.forward(&model.tokens(&[tokens]).unwrap(), &plan.clone().with_logits()).unwrap();
+            candle_nn::ops::log_softmax(&run.logits().unwrap().get(0).unwrap(), 1).unwrap().to_vec2().unwrap()
+        };
+        assert_eq!(found.unsteered.measures.kl, Some(0.0));
+        for (point, text) in std::iter::once(None)
+            .chain(points.iter().map(Some))
+            .zip(std::iter::once(&found.unsteered).chain(&found.steered))
+        {
+            let all = [prompt.as_slice(), &text.tokens].concat();
+            let clean = log_probabilities(&all, &HookPlan::new());
+            let n = text.tokens.len();
+            let loss = text.tokens.iter().enumerate().map(|(i, &t)| -f64::from(clean[4 + i][t as usize])).sum::<f64>();
+            let perplexity = (loss / n as f64).exp();
+            assert!((text.measures.perplexity.unwrap() / perplexity - 1.0).abs() < 1e-5);
+            assert_eq!(text.measures.repetition, measure::repetition(&text.tokens));
+            let run = model
+                .forward(&model.tokens(&[&all]).unwrap(), &HookPlan::new().capture(HOOK.parse().unwrap()))
+                .unwrap();
+            let rows: Vec<f32> = run.captured(HOOK.parse().unwrap()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let values: Vec<f32> = match direction {
+                false => encoded(&dictionary, &rows, 5),
+                true => {
+                    let vector = along(DirectionOp::ProjectOut).vector;
+                    let norm = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
+                    rows.chunks_exact(24)
+                        .map(|r| r.iter().zip(&vector).map(|(x, v)| x * v).sum::<f32>() / norm)
+                        .collect()
+                }
+            };
+            let mean = values[5..].iter().map(|v| f64::from(*v)).sum::<f64>() / n as f64;
+            assert!((text.measures.concepts[0].unwrap() - mean).abs() < 1e-4, "{:?} {mean}", text.measures);
+            let Some(point) = point else { continue };
+            let base = [prompt.as_slice(), &found.unsteered.tokens].concat();
+            let (p, q) = (
+                log_probabilities(&base, &HookPlan::new()),
+                log_probabilities(&base, &point.plan(&model, 5, SteerPositions::All).unwrap()),
+            );
+            let kl = |i: usize| p[i].iter().zip(&q[i]).map(|(p, q)| f64::from(p.exp() * (p - q))).sum::<f64>();
+            let kl = (4..4 + found.unsteered.tokens.len()).map(kl).sum::<f64>() / found.unsteered.tokens.len() as f64;
+            assert!((text.measures.kl.unwrap() - kl).abs() < 1e-4 * kl.max(1.0), "{:?} {kl}", text.measures);
+            assert!(kl > 1e-3 || point.describe()[0].ends_with("to 0"), "a strength that does nothing: {kl}");
+        }
+    }
+}
+
+#[test]
+fn a_difference_of_means_points_from_one_set_to_the_other() {
+    let model = open("llama");
+    let at = crate::analysis::Placement::at(HOOK.parse().unwrap());
+    let (up, down) = (vec![vec![1u32, 7, 21], vec![1, 9, 33, 14]], vec![vec![1u32, 40, 3]]);
+    let row = |tokens: &[u32], position: usize| -> Vec<f32> {
+        let run = model.forward(&model.tokens(&[tokens]).unwrap(), &HookPlan::new().capture(at.point)).unwrap();
+        run.captured(at.point).unwrap().get(0).unwrap().get(position).unwrap().to_vec1().unwrap()
+    };
+    let last = difference_of_means(&model, at, &up, &down, Pool::Last, &Silent).unwrap();
+    let (a, b, c) = (row(&up[0], 2), row(&up[1], 3), row(&down[0], 2));
+    let expected: Vec<f32> = (0..24).map(|i| f32::midpoint(a[i], b[i]) - c[i]).collect();
+    assert_near(&last.vector, &expected, "last");
+    let mean = difference_of_means(&model, at, &up[..1], &down, Pool::Mean, &Silent).unwrap();
+    let expected: Vec<f32> = (0..24)
+        .map(|i| f32::midpoint(row(&up[0], 1)[i], row(&up[0], 2)[i]) - f32::midpoint(row(&down[0], 1)[i], c[i]))
+        .collect();
+    assert_near(&mean.vector, &expected, "mean");
+    assert!(mean.positive > mean.negative && mean.separated > 0.99);
+    let same = difference_of_means(&model, at, &up, &up, Pool::Mean, &Silent).unwrap_err().to_string();
+    assert!(same.contains("the same mean"), "{same}");
+    assert!(
+        difference_of_means(&model, at, &up, &[], Pool::Mean, &Silent).unwrap_err().to_string().contains("--negative")
+    );
+}
