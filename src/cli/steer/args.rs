@@ -17,18 +17,6 @@ pub(in crate::cli) struct SteerArgs {
     /// Hugging Face directory, hub id, `.gguf` file, or `demo`.
     #[arg(long, value_name = "MODEL")]
     pub(super) model: String,
-    #[command(flatten)]
-    pub(super) targets: TargetArgs,
-    #[command(flatten)]
-    pub(super) operation: OperationArgs,
-    #[command(flatten)]
-    pub(super) prompts: PromptArgs,
-    #[command(flatten)]
-    pub(super) chat: ChatArgs,
-    #[command(flatten)]
-    pub(super) generation: GenerationArgs,
-    #[command(flatten)]
-    pub(super) output: OutputArgs,
     /// Do not put the beginning-of-sequence token before the text; otherwise it is put there if the dictionary was
     /// trained so.
     #[arg(long)]
@@ -38,6 +26,18 @@ pub(in crate::cli) struct SteerArgs {
     pub(super) dtype: DtypeChoice,
     #[command(flatten)]
     pub(super) force: ForceArgs,
+    #[command(flatten)]
+    pub(super) targets: TargetArgs,
+    #[command(flatten)]
+    pub(super) operation: OperationArgs,
+    #[command(flatten, next_help_heading = "Prompts")]
+    pub(super) prompts: PromptArgs,
+    #[command(flatten)]
+    pub(super) chat: ChatArgs,
+    #[command(flatten)]
+    pub(super) generation: GenerationArgs,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
 }
 
 /// What to steer along.

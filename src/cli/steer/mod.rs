@@ -11,6 +11,8 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use clap::ArgMatches;
+
 use crate::analysis::steer::{PromptSweep, sweep};
 use crate::analysis::{Intervention, SteerSettings, steer};
 use crate::base::artifact::write_atomic;
@@ -32,29 +34,45 @@ use self::report::{Line, SweepReport};
 /// Where `train-sae` keeps, in a dictionary's metadata, the norm above which positions were left out.
 pub(super) const MAX_NORM_KEY: &str = "max_activation_norm";
 
-/// Arguments of `steer`.
-#[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    steer: Option<SteerArgs>,
+/// Arguments of `steer`: those of steering, or a subcommand with its own.
+#[derive(Debug)]
+pub(super) enum Args {
+    Steer(SteerArgs),
+    Vector(vector::Args),
 }
 
-#[derive(Debug, clap::Subcommand)]
-enum Command {
-    /// Make a steering vector: the difference between what two sets of prompts leave at a hook point.
-    Vector(vector::Args),
+impl clap::FromArgMatches for Args {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        match matches.subcommand() {
+            Some((vector::NAME, matches)) => vector::Args::from_arg_matches(matches).map(Self::Vector),
+            _ => SteerArgs::from_arg_matches(matches).map(Self::Steer),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for Args {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let vector = clap::Command::new(vector::NAME).about(vector::ABOUT);
+        SteerArgs::augment_args(command)
+            .subcommand(vector::Args::augment_args(vector))
+            .args_conflicts_with_subcommands(true)
+            .subcommand_negates_reqs(true)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
 }
 
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     match args {
-        Args { command: Some(Command::Vector(args)), .. } => vector::run(&args, common, ui),
-        Args { steer: Some(args), .. } => Session::open(args, common, ui)?.run(ui),
-        Args { command: None, steer: None } => {
-            Err(Error::flag("--model", "a model to steer", "none", "`mechinterp steer --help` shows what there is"))
-        }
+        Args::Vector(args) => vector::run(&args, common, ui),
+        Args::Steer(args) => Session::open(args, common, ui)?.run(ui),
     }
 }
 
