@@ -16,7 +16,7 @@ pub use placement::Placement;
 pub use rewrite::{FeatureEdit, FeatureOp, FeatureRewrite};
 pub use sequences::{SequenceBatch, SequenceSource};
 pub use sources::{CacheSequences, LiveSequences};
-pub use steer::{SteerPositions, SteerResult, SteerSettings, steer};
+pub use steer::{DirectionEdit, DirectionOp, Intervention, SteerPositions, SteerResult, SteerSettings, steer};
 
 use crate::base::{Error, Progress, Result};
 

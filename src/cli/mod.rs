@@ -96,8 +96,8 @@ enum Command {
     Patch(Box<patch::Args>),
     /// Induction, previous-token and duplicate-token scores of all attention heads.
     Heads(heads::Args),
-    /// Generate text with features clamped, added, scaled or ablated.
-    Steer(steer::Args),
+    /// Generate text with features or vectors clamped, added, scaled, capped or removed; compare strengths.
+    Steer(Box<steer::Args>),
 }
 
 /// How a command ended when it did not fail.
@@ -156,7 +156,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Lens(args) => lens::run(*args, common, ui),
         Command::Patch(args) => patch::run(&args, common, ui),
         Command::Heads(args) => heads::run(args, common, ui),
-        Command::Steer(args) => steer::run(args, common, ui),
+        Command::Steer(args) => steer::run(*args, common, ui),
     }
 }
 

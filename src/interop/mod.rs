@@ -44,6 +44,8 @@ mod sparsify;
 mod tensors;
 mod torch_file;
 
+pub use npz::read_npy_vector;
+
 /// Whose format a dictionary is stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

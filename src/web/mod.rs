@@ -5,5 +5,6 @@ pub mod eval_report;
 pub mod heatmap;
 pub mod markup;
 pub mod page;
+pub mod steer_report;
 pub mod text;
 pub mod train_report;

@@ -25,4 +25,5 @@ mod parity;
 mod passes;
 mod patch;
 mod real_model;
+mod steer;
 mod weights;
