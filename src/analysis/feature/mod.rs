@@ -7,13 +7,18 @@
 //! ```
 
 pub mod index;
+pub mod labels;
 pub mod logits;
 pub mod query;
 pub mod record;
 pub mod stats;
 
 pub use index::{FeatureIndex, IndexSettings};
+pub use labels::Label;
 pub use logits::{LogitEffects, TokenLogit, logit_effects};
 pub use query::{Choice, Query, SortBy, select};
-pub use record::{ExampleRecord, FeatureRecord, IndexFile, IndexHeader, TokenRecord};
+pub use record::{
+    AlignmentRecord, CoactiveRecord, ExampleRecord, FeatureRecord, HistogramRecord, IndexFile, IndexHeader,
+    IntervalRecord, LogitHistogram, NeighbourRecord, NeuronRecord, TokenRecord,
+};
 pub use stats::{Example, FeatureStats, Histogram, Summary};

@@ -120,6 +120,7 @@ mod tests {
             count,
             mean: f64::from(max) / 2.0,
             max,
+            ..Summary::default()
         };
         [(10, 1.0), (50, 9.0), (10, 3.0), (0, 0.0), (1, 9.0)].into_iter().enumerate().map(summary).collect()
     }

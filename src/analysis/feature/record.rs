@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::index::{FeatureIndex, IndexSettings};
+use super::labels::Label;
 use super::logits::{LogitEffects, TokenLogit};
 use super::stats::{Example, FeatureStats, Summary};
 use crate::base::artifact::{read_json, write_atomic_with, write_json};
@@ -26,6 +27,18 @@ pub struct IndexHeader {
     pub model_name: Option<String>,
     /// The hook point, as the dictionary names it.
     pub hook_name: Option<String>,
+    /// The directory of the dictionary, as it was named.
+    #[serde(default)]
+    pub dictionary: Option<String>,
+    /// What the activations came from: a cache or text, as it was named.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// The MLP whose neurons are compared with the features, as the point where its neurons are read.
+    #[serde(default)]
+    pub neurons_of: Option<String>,
+    /// Tokens of a sequence.
+    #[serde(default)]
+    pub context_size: usize,
     /// Features in the dictionary.
     pub d_sae: usize,
     /// Features that never fired.
@@ -41,28 +54,116 @@ pub struct IndexHeader {
 }
 
 /// One feature, readable without the tokenizer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct FeatureRecord {
-    /// Number, density, count, mean and max.
+    /// Number, density, count and moments.
     #[serde(flatten)]
     pub summary: Summary,
+    /// Names it was given; those that people wrote come first.
+    pub labels: Vec<Label>,
     /// Activations where it fires.
     pub histogram: HistogramRecord,
     /// Tokens whose logits it raises most, strongest first; absent where it does not write to the residual stream.
     pub promoted: Option<Vec<TokenRecord>>,
     /// Tokens whose logits it lowers most, strongest first.
     pub suppressed: Option<Vec<TokenRecord>>,
-    /// Strongest first.
+    /// As `promoted`, through the gain and the centring of the model's final norm.
+    pub promoted_through_norm: Option<Vec<TokenRecord>>,
+    /// As `suppressed`, through the gain and the centring of the model's final norm.
+    pub suppressed_through_norm: Option<Vec<TokenRecord>>,
+    /// Its effects on the logits of all tokens, without the final norm.
+    pub logit_histogram: Option<LogitHistogram>,
+    /// The largest entries of its decoder row, by absolute value.
+    pub alignment: Vec<AlignmentRecord>,
+    /// The MLP neurons whose output rows are most alike to its decoder row, by absolute cosine; absent where no MLP
+    /// writes what the dictionary decodes.
+    pub neurons: Option<Vec<NeuronRecord>>,
+    /// The features with the most similar decoder rows, by cosine.
+    pub nearest: Vec<NeighbourRecord>,
+    /// The features that fire on most of the same positions, by Jaccard index.
+    pub coactive: Vec<CoactiveRecord>,
+    /// The strongest examples, strongest first.
     pub examples: Vec<ExampleRecord>,
+    /// Ten intervals from zero to the maximum, highest first, with examples drawn at random from each.
+    pub intervals: Vec<IntervalRecord>,
 }
 
 /// Bin `i` counts activations in `[i, i + 1) · bin_width`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct HistogramRecord {
     /// A power of two.
     pub bin_width: f64,
     /// Up to the last bin that is not empty; their sum is the feature's count.
     pub counts: Vec<u64>,
+}
+
+/// Bin `i` counts tokens whose effect is in `[start + i · bin_width, start + (i + 1) · bin_width)`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct LogitHistogram {
+    /// Lower bound of the first bin.
+    pub start: f64,
+    /// A power of two.
+    pub bin_width: f64,
+    /// From the first bin that is not empty to the last; their sum is the size of the vocabulary.
+    pub counts: Vec<u64>,
+}
+
+/// An entry of the decoder row.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AlignmentRecord {
+    /// Coordinate of the space that the dictionary writes to: a neuron where that is the inside of an MLP.
+    pub coordinate: u32,
+    /// `W_dec[f][coordinate]`.
+    pub value: f32,
+    /// Its share of the row's sum of absolute values.
+    pub share: f32,
+}
+
+/// A neuron that writes where the feature does.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct NeuronRecord {
+    /// Number of the neuron in the MLP that [`IndexHeader::neurons_of`] names.
+    pub neuron: u32,
+    /// Cosine of `W_out[neuron]` and `W_dec[f]`.
+    pub cosine: f32,
+}
+
+/// A feature that writes alike.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct NeighbourRecord {
+    /// The other feature.
+    pub feature: u32,
+    /// Cosine of the two decoder rows.
+    pub cosine: f32,
+}
+
+/// A feature that fires on the same positions.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CoactiveRecord {
+    /// The other feature.
+    pub feature: u32,
+    /// Positions where both fire over positions where one does.
+    pub jaccard: f32,
+    /// Pearson correlation of the two activations over all positions, zeros included.
+    pub correlation: f32,
+    /// Cosine of the two activations over all positions.
+    pub cosine: f32,
+}
+
+/// A tenth of the range of a feature's activations.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct IntervalRecord {
+    /// Lower bound, inclusive.
+    pub from: f64,
+    /// Upper bound; inclusive in the highest interval only.
+    pub to: f64,
+    /// Positions whose activation lies between the bounds.
+    pub count: u64,
+    /// Their share of the positions where the feature fires.
+    pub share: f64,
+    /// Positions drawn at random from them, in the order of the text.
+    pub examples: Vec<ExampleRecord>,
 }
 
 /// A token and its direct effect.
@@ -133,6 +234,7 @@ impl FeatureRecord {
             promoted: effects.map(|e| tokens(&e.promoted)),
             suppressed: effects.map(|e| tokens(&e.suppressed)),
             examples: stats.examples.iter().map(|e| ExampleRecord::new(e, piece)).collect(),
+            ..Self::default()
         }
     }
 }
@@ -194,6 +296,10 @@ impl FeatureIndex {
             hook_name,
             d_sae: features.len(),
             dead_features: self.dead_features(),
+            dictionary: None,
+            source: None,
+            neurons_of: None,
+            context_size: 0,
             rows: *rows,
             rows_left_out: *rows_left_out,
             sequences: *sequences,

@@ -166,12 +166,14 @@ impl FeatureStats {
             count: self.count,
             mean: if self.count == 0 { 0.0 } else { self.sum / self.count as f64 },
             max: self.max,
+            ..Summary::default()
         }
     }
 }
 
 /// The figures by which features are found and sorted.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Summary {
     /// Number of the feature.
     pub index: u32,
@@ -179,8 +181,18 @@ pub struct Summary {
     pub density: f64,
     /// Counted positions where it fires.
     pub count: u64,
+    /// Sequences in which it fires.
+    pub sequences: u64,
     /// Mean activation where it fires.
     pub mean: f64,
+    /// Standard deviation of its activations where it fires, over their number.
+    pub std: f64,
+    /// Third standardised moment of its activations where it fires; 0 where they are all alike.
+    pub skewness: f64,
+    /// Fourth standardised moment less 3; 0 where they are all alike.
+    pub kurtosis: f64,
+    /// Weakest activation where it fires.
+    pub min: f32,
     /// Strongest activation.
     pub max: f32,
 }
