@@ -182,6 +182,15 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     }
     args.check()?;
     if let Some(dir) = &args.index {
+        if let Some(sae) = args.sae.as_ref().filter(|_| args.ask.on.is_none()) {
+            let remedy = "leave out --sae, or --index to make the index again";
+            return Err(Error::flag(
+                "--sae",
+                "no dictionary beside --index, which holds what it says",
+                sae.display(),
+                remedy,
+            ));
+        }
         let index = IndexFile::open(dir)?;
         match &args.ask.on {
             Some(text) => on::with_index(&args, &index, text, common, ui)?,
