@@ -9,6 +9,7 @@ mod damage;
 mod demo;
 mod dictionaries;
 mod expectations;
+mod features;
 mod fixture;
 mod golden;
 mod heads;
