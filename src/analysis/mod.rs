@@ -1,9 +1,10 @@
-//! What the features of a dictionary mean and do: top examples, statistics, the tokens they write, evaluation, and
-//! steering. Everything here returns data; the command line renders it.
+//! What the features of a dictionary mean and do: top examples, statistics, the tokens they write, evaluation,
+//! steering, and probes. Everything here returns data; the command line renders it.
 
 pub mod eval;
 pub mod feature;
 mod placement;
+pub mod probe;
 pub mod rewrite;
 pub mod sequences;
 pub mod sources;

@@ -21,6 +21,8 @@ mod info;
 mod method;
 mod model_name;
 mod open;
+mod probe;
+mod probe_table;
 mod progress;
 mod prompts;
 mod render;
@@ -87,6 +89,8 @@ enum Command {
     Features(features::Args),
     /// Generate text with features clamped, added, scaled or ablated.
     Steer(steer::Args),
+    /// Linear probes: in which layers a label of texts can be read off, and the direction that does it.
+    Probe(Box<probe::Args>),
 }
 
 /// How a command ended when it did not fail.
@@ -143,6 +147,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Convert(args) => convert::run(args, ui),
         Command::Features(args) => features::run(args, common, ui),
         Command::Steer(args) => steer::run(args, common, ui),
+        Command::Probe(args) => probe::run(*args, common, ui),
     }
 }
 

@@ -21,5 +21,6 @@ mod layers;
 mod pages;
 mod parity;
 mod passes;
+mod probe;
 mod real_model;
 mod weights;
