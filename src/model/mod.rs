@@ -13,6 +13,7 @@ mod attention;
 mod axes;
 mod block;
 mod decoder;
+mod directions;
 mod experts;
 mod linear;
 mod load;

@@ -67,6 +67,17 @@ impl Norm {
         self.gain_and_bias(&tap.edited(points.normalized, normalized)?)
     }
 
+    /// What is linear in the norm of `x` `[n, width]`: centring and gain, with the divisor held at one and no bias. In
+    /// f32.
+    pub(super) fn linear_part(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.to_dtype(DType::F32)?;
+        let centred = if self.kind.centres() { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x };
+        Ok(match &self.gain {
+            Some(gain) => centred.broadcast_mul(&gain.to_dtype(DType::F32)?)?,
+            None => centred,
+        })
+    }
+
     /// Dividend and divisor in f32.
     fn divide(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let x = x.to_dtype(DType::F32)?;
