@@ -83,7 +83,8 @@ fn pages(args: &Args, index: &IndexFile, ui: &Ui) -> Result<()> {
 
 /// The busiest first, which say most at a glance.
 fn by_density(summaries: &[Summary], chosen: &[u32]) -> Vec<u32> {
-    let query = Query { sort: Some(SortBy::Density), among: Some(chosen.iter().copied().collect()), ..Query::default() };
+    let query =
+        Query { sort: Some(SortBy::Density), among: Some(chosen.iter().copied().collect()), ..Query::default() };
     select(summaries, &query).unwrap_or_else(|_| chosen.to_vec())
 }
 
@@ -119,13 +120,19 @@ fn found(args: &Args, index: &IndexFile, words: &str, ui: &Ui) -> Result<()> {
         return ui.out_json(&SearchReport { search: words, matching, features });
     }
     if features.is_empty() {
-        return ui.out(format!("no feature has to do with “{words}”: neither labels, examples nor promoted tokens have it"));
+        return ui
+            .out(format!("no feature has to do with “{words}”: neither labels, examples nor promoted tokens have it"));
     }
     for Hit { found, record } in &features {
         feature_page::hit(found, record, ui)?;
     }
     let shown = features.len();
-    ui.out(paint(DIM, format!("{shown} of {matching} features that have to do with “{words}”, by how much they do; --feature ID shows one")))
+    ui.out(paint(
+        DIM,
+        format!(
+            "{shown} of {matching} features that have to do with “{words}”, by how much they do; --feature ID shows one"
+        ),
+    ))
 }
 
 #[derive(Serialize)]
@@ -184,7 +191,8 @@ fn like(args: &Args, index: &IndexFile, feature: u32, ui: &Ui) -> Result<()> {
         return ui.out_json(&LikeReport { feature, label: index.labels.name(feature).map(str::to_owned), like });
     }
     feature_page::heading(&record, ui)?;
-    let mut table = Table::new(&[">feature", ">cosine", ">fires with", ">correlation", ">fires on", "promotes", "strongest on"]);
+    let mut table =
+        Table::new(&[">feature", ">cosine", ">fires with", ">correlation", ">fires on", "promotes", "strongest on"]);
     let number = |value: Option<f32>| value.map_or_else(|| "·".to_owned(), |value| format!("{value:.2}"));
     for neighbour in &like {
         let share = neighbour.jaccard.map_or_else(|| "·".to_owned(), |share| feature_page::percent(f64::from(share)));

@@ -90,7 +90,11 @@ pub(super) fn run(action: &Action, ui: &Ui) -> Result<Outcome> {
             if ui.json() {
                 ui.out_json(&imported)?;
             } else {
-                let empty = if imported.empty > 0 { format!(", {} without text passed over", imported.empty) } else { String::new() };
+                let empty = if imported.empty > 0 {
+                    format!(", {} without text passed over", imported.empty)
+                } else {
+                    String::new()
+                };
                 ui.out(format!("{} labels added, {} replaced{empty}", imported.added, imported.replaced))?;
             }
         }
@@ -154,7 +158,8 @@ fn list(index: &IndexFile, ui: &Ui) -> Result<()> {
     let mut table = Table::new(&[">feature", ">fires on", "label", "made by"]);
     for label in labels {
         let density = index.summaries().get(label.feature as usize).map_or(0.0, |s| s.density);
-        let by: Vec<&str> = [&label.author, &label.method, &label.model].into_iter().flatten().map(String::as_str).collect();
+        let by: Vec<&str> =
+            [&label.author, &label.method, &label.model].into_iter().flatten().map(String::as_str).collect();
         table.row(vec![
             label.feature.to_string(),
             feature_page::percent(density),

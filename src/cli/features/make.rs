@@ -169,11 +169,9 @@ impl Job<'_> {
             },
             other => other,
         };
-        let index =
-            FeatureIndex::build_resumable(dictionary, source, settings, &plan, ui.progress()).map_err(saved)?;
+        let index = FeatureIndex::build_resumable(dictionary, source, settings, &plan, ui.progress()).map_err(saved)?;
         let findings = Findings::complete(index, dictionary, source, model, ui.progress()).map_err(saved)?;
-        let mut header =
-            findings.header(Some(model_name.to_owned()), dictionary.config.metadata.hook_name.clone());
+        let mut header = findings.header(Some(model_name.to_owned()), dictionary.config.metadata.hook_name.clone());
         header.dictionary = Some(sae.display().to_string());
         header.source = Some(source_name);
         findings.write(artifact.dir(), &header, tokenizer)?;
@@ -205,7 +203,12 @@ fn open_dictionary(args: &Args, sae: &Path, ui: &Ui) -> Result<Dictionary> {
     let named = args.ask.feature.iter().chain(&args.ask.like);
     if let Some(&beyond) = named.into_iter().find(|&&f| f as usize >= dictionary.d_sae()) {
         let expected = format!("a feature from 0 to {}", dictionary.d_sae().saturating_sub(1));
-        return Err(Error::flag("--feature", expected, beyond, "count features from zero; `--sort max` lists the strongest"));
+        return Err(Error::flag(
+            "--feature",
+            expected,
+            beyond,
+            "count features from zero; `--sort max` lists the strongest",
+        ));
     }
     Ok(dictionary)
 }

@@ -163,8 +163,13 @@ impl<'a> Answer<'a> {
 
     fn report(&self, text: &'a str) -> Report<'a> {
         let pieces = self.pieces();
-        let firing = |f: &'a FiringFeature| Firing { firing: f, label: self.label(f.feature), density: self.density(f.feature) };
-        let on_token = |(position, token): (usize, &String)| OnToken { position, token: token.clone(), features: self.at(position) };
+        let firing =
+            |f: &'a FiringFeature| Firing { firing: f, label: self.label(f.feature), density: self.density(f.feature) };
+        let on_token = |(position, token): (usize, &String)| OnToken {
+            position,
+            token: token.clone(),
+            features: self.at(position),
+        };
         Report {
             text,
             by_token: pieces.iter().enumerate().map(on_token).collect(),
