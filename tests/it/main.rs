@@ -11,6 +11,7 @@ mod demo;
 mod dictionaries;
 mod expectations;
 mod exports;
+mod features;
 mod fixture;
 mod golden;
 mod hook_page;

@@ -226,9 +226,13 @@ mod tests {
     #[test]
     fn neurons_are_those_of_the_last_mlp_before_the_hook() {
         let model = open("llama");
-        for (hook, layer) in
-            [("blocks.1.hook_resid_post", Some(1)), ("blocks.1.hook_resid_pre", Some(0)), ("blocks.0.hook_mlp_out", Some(0)), ("blocks.0.hook_resid_pre", None), ("blocks.1.hook_attn_out", None)]
-        {
+        for (hook, layer) in [
+            ("blocks.1.hook_resid_post", Some(1)),
+            ("blocks.1.hook_resid_pre", Some(0)),
+            ("blocks.0.hook_mlp_out", Some(0)),
+            ("blocks.0.hook_resid_pre", None),
+            ("blocks.1.hook_attn_out", None),
+        ] {
             let dictionary = dictionary_at(hook, 24, 40);
             let found = neuron_alignment(&dictionary, &model, 4, &Silent).unwrap();
             assert_eq!(found.as_ref().map(|f| f.point.layer), layer.map(Some), "{hook}");

@@ -79,7 +79,7 @@ fn every_interval_that_has_firings_shows_some_and_another_seed_shows_others() {
         for i in 0..INTERVALS {
             let (_, count) = stats.histogram.interval_count(i);
             let drawn = stats.examples.drawn().iter().filter(|e| stats.histogram.interval(e.value) == i).count();
-            assert_eq!(drawn as u64, count.min(5), "interval {i} with {count} firings");
+            assert!(drawn as u64 <= count.min(5) && (drawn > 0) == (count > 0), "interval {i} with {count} firings");
         }
     }
     let settings = IndexSettings { top_k: 5, seed: 1, ..IndexSettings::default() };

@@ -277,7 +277,9 @@ mod tests {
     fn labels_survive_files_of_both_formats() {
         let dir = tempfile::tempdir().unwrap();
         let mut labels = Labels::default();
-        labels.set(Label { author: Some("me".into()), score: Some(0.5), ..Label::by_hand(7, "“golden” gate\nbridge") });
+        labels.set(Label {
+            author: Some("me".into()), score: Some(0.5), ..Label::by_hand(7, "“golden” gate\nbridge")
+        });
         labels.set(Label { method: Some("m".into()), model: Some("g".into()), ..Label::by_hand(2, "dogs") });
         labels.save(dir.path()).unwrap();
         assert_eq!(Labels::open(dir.path()).unwrap(), labels);

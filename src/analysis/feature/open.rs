@@ -286,8 +286,7 @@ impl<'a> Examples<'a> {
             return Err(self.arrays.malformed(format!("positions below {length}"), position.to_string()));
         }
         let window = header.settings.window.around(position as usize, length);
-        let token_ids: Vec<u32> =
-            self.tokens.range(row * length + window.start..row * length + window.end)?.collect();
+        let token_ids: Vec<u32> = self.tokens.range(row * length + window.start..row * length + window.end)?.collect();
         let mut values = vec![0.0; window.len()];
         let firings = between(&self.firings, e)?;
         for (at, value) in self.firing_position.range(firings.clone())?.zip(self.firing_value.range(firings)?) {

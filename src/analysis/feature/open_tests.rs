@@ -33,7 +33,8 @@ fn a_written_index_reads_back_and_a_broken_one_is_an_error() {
         for (interval, example) in drawn.clone() {
             assert!(f64::from(example.value) >= interval.from && f64::from(example.value) < interval.to);
         }
-        assert_eq!(drawn.clone().count(), stats.examples.drawn().len());
+        assert!(drawn.clone().count() >= stats.examples.drawn().len());
+        assert!(record.intervals.iter().all(|i| i.examples.len() as u64 <= i.count.min(5)));
         for e in record.examples.iter().chain(drawn.map(|(_, e)| e)) {
             let first = e.sequence as usize * s + e.position as usize - e.peak;
             assert_eq!(e.token_ids, all.tokens[first..first + e.token_ids.len()]);

@@ -206,6 +206,14 @@ impl Stored<'_> {
     }
 }
 
+/// Whether a token is the word `term`, which is in lower case.
+fn is_word(piece: &[u8], term: &str) -> bool {
+    if piece.is_ascii() {
+        return piece.trim_ascii().eq_ignore_ascii_case(term.as_bytes());
+    }
+    String::from_utf8_lossy(piece).trim().to_lowercase() == term
+}
+
 /// Adds to every feature the share of `terms` that are among its promoted tokens.
 fn promoted(index: &IndexFile, terms: &[&str], found: &mut [Found]) -> Result<()> {
     if !index.arrays.has("promoted.token") {
@@ -218,8 +226,8 @@ fn promoted(index: &IndexFile, terms: &[&str], found: &mut [Found]) -> Result<()
         let mut any = false;
         for (i, token) in words.tokens.iter().enumerate() {
             let piece = words.bytes(i)?;
-            let same = piece.len() <= 4 * term.len() + 8
-                && String::from_utf8_lossy(piece).trim().to_lowercase() == **term;
+            let same =
+                piece.len() <= 4 * term.len() + 8 && String::from_utf8_lossy(piece).trim().to_lowercase() == **term;
             is_term[token as usize] = same;
             any |= same;
         }
@@ -264,8 +272,17 @@ mod tests {
     }
 
     #[test]
+    fn tokens_are_words_whatever_their_case_and_spaces() {
+        assert!(is_word(b" Gate", "gate") && is_word("ÉTÉ".as_bytes(), "été") && is_word(b"gate\n", "gate"));
+        assert!(!is_word(b" gates", "gate") && !is_word(b"", "gate") && !is_word(&[0xff, b'a'], "a"));
+    }
+
+    #[test]
     fn labels_match_as_they_stand_or_by_half_of_the_words() {
         let score = |label: &str| label_score(label, "golden gate bridge", &["golden", "gate", "bridge"]);
-        assert_eq!([score("the golden gate bridge"), score("bridge over the gate"), score("a gate")], [1.0, 2.0 / 3.0, 0.0]);
+        assert_eq!(
+            [score("the golden gate bridge"), score("bridge over the gate"), score("a gate")],
+            [1.0, 2.0 / 3.0, 0.0]
+        );
     }
 }

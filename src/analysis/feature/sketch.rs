@@ -63,14 +63,11 @@ impl Sketch {
         if dropped && let Some(last) = entries.pop() {
             chance = f64::from((last >> 32) as u32) / 2f64.powi(32);
         }
-        Sample {
-            entries: entries.iter().map(|e| ((e >> 32) as u32, f32::from_bits(*e as u32))).collect(),
-            chance,
-        }
+        Sample { entries: entries.iter().map(|e| ((e >> 32) as u32, f32::from_bits(*e as u32))).collect(), chance }
     }
 }
 
-/// The number of position `row`: one to one on the lower 32 bits, and without order (the finaliser of MurmurHash3).
+/// The number of position `row`: one to one on the lower 32 bits, and without order (the finaliser of `MurmurHash3`).
 pub(super) fn number_of(row: u64) -> u32 {
     let mut h = row as u32;
     h = (h ^ (h >> 16)).wrapping_mul(0x85eb_ca6b);

@@ -114,7 +114,9 @@ mod tests {
     fn moments_equal_those_of_the_centred_numbers() {
         let values: Vec<f32> = (0..400).map(|i| 3.0 + ((i * 7919 % 400) as f32 / 40.0).powi(2)).collect();
         let mut stats = FeatureStats::default();
-        values.iter().for_each(|&v| drop(stats.add(v)));
+        for &value in &values {
+            stats.add(value);
+        }
         let n = values.len() as f64;
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
         let central = |k| values.iter().map(|&v| (f64::from(v) - mean).powi(k)).sum::<f64>() / n;

@@ -122,21 +122,33 @@ fn write_figures(to: &mut ArraysWriter, index: &FeatureIndex) {
         "min" min, "max" max);
     let histograms: Vec<(f64, Vec<u64>)> = index.features.iter().map(|stats| stats.histogram.halved()).collect();
     to.add("histogram.bin_width", 1, histograms.iter().map(|h| h.0));
-    let bins = |counts: &Vec<u64>| (0..BINS / 2).map(|i| counts.get(i).copied().unwrap_or_default()).collect::<Vec<_>>();
+    let bins =
+        |counts: &Vec<u64>| (0..BINS / 2).map(|i| counts.get(i).copied().unwrap_or_default()).collect::<Vec<_>>();
     to.add("histogram.counts", BINS / 2, histograms.iter().flat_map(|h| bins(&h.1)));
-    let intervals = |stats: &FeatureStats| (0..INTERVALS).map(|i| stats.histogram.interval_count(i)).collect::<Vec<_>>();
+    let intervals =
+        |stats: &FeatureStats| (0..INTERVALS).map(|i| stats.histogram.interval_count(i)).collect::<Vec<_>>();
     to.add("intervals.to", INTERVALS, index.features.iter().flat_map(|stats| intervals(stats)).map(|i| i.0));
     to.add("intervals.count", INTERVALS, index.features.iter().flat_map(|stats| intervals(stats)).map(|i| i.1));
 }
 
 /// The examples of a feature, the strongest first, then those of each interval from the highest down in the order of the
-/// text.
-fn in_order(stats: &FeatureStats) -> Vec<(u8, Example)> {
-    let mut all: Vec<(u8, Example)> = stats.examples.top().iter().map(|e| (TOP, *e)).collect();
-    let mut drawn: Vec<(u8, Example)> =
-        stats.examples.drawn().iter().map(|e| (stats.histogram.interval(e.value) as u8, *e)).collect();
-    drawn.sort_unstable_by_key(|(interval, e)| (std::cmp::Reverse(*interval), e.sequence, e.position));
-    all.extend(drawn);
+/// text. An interval whose bounds moved after it was full may hold fewer than `n` although it has more; it is filled up
+/// with the strongest examples that lie in it.
+fn in_order(stats: &FeatureStats, n: usize) -> Vec<(u8, Example)> {
+    let (top, histogram) = (stats.examples.top(), &stats.histogram);
+    let mut all: Vec<(u8, Example)> = top.iter().map(|e| (TOP, *e)).collect();
+    for interval in (0..INTERVALS).rev() {
+        let inside = |e: &&Example| histogram.interval(e.value) == interval;
+        let mut members: Vec<Example> = stats.examples.drawn().iter().filter(inside).copied().collect();
+        for example in top.iter().filter(inside) {
+            let known = |e: &Example| (e.sequence, e.position) == (example.sequence, example.position);
+            if members.len() < n && !members.iter().any(known) {
+                members.push(*example);
+            }
+        }
+        members.sort_unstable_by_key(|e| (e.sequence, e.position));
+        all.extend(members.into_iter().map(|e| (interval as u8, e)));
+    }
     all
 }
 
@@ -145,7 +157,7 @@ fn write_examples(to: &mut ArraysWriter, index: &FeatureIndex, text: &IndexText)
     let (mut offsets, mut firings) = (vec![0u64], vec![0u64]);
     let (mut examples, mut around): (Vec<(u8, Example)>, Vec<(u32, f32)>) = (Vec::new(), Vec::new());
     for stats in &index.features {
-        for (interval, example) in in_order(stats) {
+        for (interval, example) in in_order(stats, index.settings.interval_examples) {
             let first = i64::from(example.position) - window.before as i64;
             let values = stats.examples.around(&example, window).iter().enumerate();
             around.extend(values.filter(|(_, v)| **v != 0.0).map(|(i, v)| ((first + i as i64) as u32, *v)));
@@ -229,7 +241,10 @@ fn write_search(to: &mut ArraysWriter, text: &IndexText, tokenizer: Option<&Toke
             starts.push(all.len() as u64);
             all.extend_from_slice(known.entry(token).or_insert_with(|| {
                 let bytes = tokenizer.and_then(|t| t.piece_bytes(token)).unwrap_or_default();
-                std::str::from_utf8(&bytes).map(|piece| piece.to_lowercase().into_bytes()).unwrap_or(bytes)
+                match std::str::from_utf8(&bytes) {
+                    Ok(piece) => piece.to_lowercase().into_bytes(),
+                    Err(_) => bytes,
+                }
             }));
         }
         all.push(0);

@@ -185,9 +185,19 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     }
     args.check()?;
     if let Some(dir) = &args.index {
-        if let Some(out) = args.out.as_ref().filter(|_| !args.publish.exports()) {
+        let exports = args.publish.exports();
+        if let Some(out) = args.out.as_ref().filter(|_| !exports) {
             let remedy = "say what to write there with --export, or leave --out out";
             return Err(Error::flag("--out", "no directory for an index that is there already", out.display(), remedy));
+        }
+        if let Some(sae) = args.sae.as_ref().filter(|_| args.ask.on.is_none() && !exports) {
+            let remedy = "leave out --sae, or --index to make the index again";
+            return Err(Error::flag(
+                "--sae",
+                "no dictionary beside --index, which holds what it says",
+                sae.display(),
+                remedy,
+            ));
         }
         let index = IndexFile::open(dir)?;
         match &args.ask.on {

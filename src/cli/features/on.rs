@@ -187,13 +187,10 @@ impl<'a> Answer<'a> {
         let shown = all.len().min(self.shown);
         ui.out(format!("{} features fire on {} tokens; {shown} shown, by {order}\n", all.len(), pieces.len()))?;
         for f in all.iter().take(self.shown) {
-            let mut figures = format!("{:.2} at {}", f.max, quoted(&pieces[f.position]));
-            if let Some(share) = f.share_of_max {
-                figures += &format!(", {:.0} % of its maximum", share * 100.0);
-            }
-            if let Some(density) = self.density(f.feature) {
-                figures += &format!(", fires on {} of positions", percent(density));
-            }
+            let mut figures = vec![format!("{:.2} at {}", f.max, quoted(&pieces[f.position]))];
+            figures.extend(f.share_of_max.map(|share| format!("{:.0} % of its maximum", share * 100.0)));
+            figures.extend(self.density(f.feature).map(|share| format!("fires on {} of positions", percent(share))));
+            let figures = figures.join(", ");
             let name = self.label(f.feature).map(|label| format!("  {}", paint(GREEN.bold(), one_line(label))));
             let id = paint(BOLD, format!("{:>7}", f.feature));
             ui.out(format!("{id}{}  {}", name.unwrap_or_default(), paint(DIM, figures)))?;
