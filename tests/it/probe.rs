@@ -45,7 +45,7 @@ fn the_built_in_model_knows_continents_and_the_control_does_not() {
     let file = std::fs::read(cli.path("probes/best.safetensors")).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&file).unwrap();
     let metadata = header.metadata().as_ref().unwrap();
-    assert_eq!((metadata["hook_name"].as_str(), metadata["label"].as_str()), (best["hook"].as_str().unwrap(), "Asia"));
+    assert_eq!((metadata["hook"].as_str(), metadata["label"].as_str()), (best["hook"].as_str().unwrap(), "Asia"));
     // The same command finds the same, to the bit.
     cli.run(&line.replace("probes", "again")).ok();
     assert!(file == std::fs::read(cli.path("again/best.safetensors")).unwrap());

@@ -1,9 +1,9 @@
 //! A direction in activation space in a file of its own: what `steer --vector` adds and a monitor watches.
 //!
-//! A safetensors file with the one tensor `direction` `[d]` in f32, and strings beside it in the header: `hook_name`,
-//! `model_name` and `kind` say where it belongs; `method`, `position`, `labels` (JSON), `label`, `bias`, `threshold` and
-//! `accuracy` say how it was found and how to read with it: `direction · x + bias` is above zero, which is
-//! `direction · x > threshold`, where `x` is of `label`.
+//! A steering vector as `steer` reads and writes them: a safetensors file with the one tensor `vector` `[d]` in f32 and
+//! strings beside it in the header. `hook`, `model`, `norm` and `method` are those of every such vector. `kind` is
+//! `probe`; `position`, `labels` (JSON), `label`, `bias`, `threshold` and `accuracy` say what it was found on and how to
+//! read with it: `vector · x + bias` is above zero, which is `vector · x > threshold`, where `x` is of `label`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,9 +14,10 @@ use super::fit::Method;
 use super::pool::Position;
 use crate::base::Result;
 use crate::base::artifact::write_atomic;
+use crate::ops::squared_norm;
 
 /// The tensor's name.
-pub const TENSOR: &str = "direction";
+pub const TENSOR: &str = "vector";
 
 /// What a probe's direction is about.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,12 +60,13 @@ impl Direction {
         let metadata: BTreeMap<&str, String> = BTreeMap::from([
             ("accuracy", accuracy.to_string()),
             ("bias", bias.to_string()),
-            ("hook_name", hook_name.clone()),
+            ("hook", hook_name.clone()),
             ("kind", "probe".into()),
             ("label", label.clone()),
             ("labels", json!(classes).to_string()),
             ("method", method.name().into()),
-            ("model_name", model_name.clone()),
+            ("model", model_name.clone()),
+            ("norm", squared_norm(values).sqrt().to_string()),
             ("position", position.name().into()),
             ("threshold", (-bias).to_string()),
         ]);
@@ -110,7 +112,7 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let metadata = header.metadata().as_ref().unwrap();
-        assert_eq!(metadata["hook_name"], "blocks.1.hook_resid_post");
+        assert_eq!(metadata["hook"], "blocks.1.hook_resid_post");
         assert_eq!((&*metadata["kind"], &*metadata["label"], &*metadata["threshold"]), ("probe", "ü", "0.125"));
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let tensor = file.tensor(TENSOR).unwrap();
