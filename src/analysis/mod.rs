@@ -1,5 +1,5 @@
-//! What the features of a dictionary mean and do: top examples, statistics, the tokens they write, evaluation, and
-//! steering. Everything here returns data; the command line renders it.
+//! What the features of a dictionary mean and do: top examples, statistics, the tokens they write, evaluation,
+//! steering, and probes. Everything here returns data; the command line renders it.
 
 pub mod eval;
 pub mod feature;
@@ -7,6 +7,7 @@ pub mod heads;
 pub mod lens;
 pub mod patch;
 mod placement;
+pub mod probe;
 pub mod rewrite;
 pub mod sequences;
 pub mod sources;

@@ -26,6 +26,8 @@ mod model_name;
 mod open;
 mod patch;
 mod places;
+mod probe;
+mod probe_table;
 mod progress;
 mod prompts;
 mod render;
@@ -98,6 +100,8 @@ enum Command {
     Heads(heads::Args),
     /// Generate text with features or vectors clamped, added, scaled, capped or removed; compare strengths.
     Steer(Box<steer::Args>),
+    /// Linear probes: in which layers a label of texts can be read off, and the direction that does it.
+    Probe(Box<probe::Args>),
 }
 
 /// How a command ended when it did not fail.
@@ -157,6 +161,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Patch(args) => patch::run(&args, common, ui),
         Command::Heads(args) => heads::run(args, common, ui),
         Command::Steer(args) => steer::run(*args, common, ui),
+        Command::Probe(args) => probe::run(*args, common, ui),
     }
 }
 

@@ -34,6 +34,7 @@ mod gemma_scope;
 mod gemma_scope_2;
 mod goodfire;
 mod llama_scope;
+pub mod neuronpedia;
 mod npz;
 mod object;
 mod openai;

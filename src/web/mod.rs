@@ -2,6 +2,7 @@
 
 pub mod chart;
 pub mod eval_report;
+pub mod features;
 pub mod heatmap;
 pub mod markup;
 pub mod page;

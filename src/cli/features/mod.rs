@@ -16,6 +16,7 @@ mod ask;
 mod labels;
 mod make;
 mod on;
+mod publish;
 
 /// Arguments of `features`.
 #[derive(Debug, Clone, clap::Args)]
@@ -46,9 +47,9 @@ pub(super) struct Args {
     #[arg(long, requires = "data")]
     model_dtype: Option<DtypeChoice>,
     /// A feature index that was written before, in place of --sae and --cache. Needs no model.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["cache", "data", "out"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["cache", "data"])]
     index: Option<PathBuf>,
-    /// Write the index of all features into this directory.
+    /// Write the index of all features into this directory; with --export the files of another program.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Go on with an index that was cut off.
@@ -68,6 +69,8 @@ pub(super) struct Args {
     context: Window,
     #[command(flatten)]
     ask: AskArgs,
+    #[command(flatten)]
+    publish: publish::PublishArgs,
     #[command(flatten)]
     filter: FilterArgs,
     #[command(flatten)]
@@ -182,7 +185,12 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     }
     args.check()?;
     if let Some(dir) = &args.index {
-        if let Some(sae) = args.sae.as_ref().filter(|_| args.ask.on.is_none()) {
+        let exports = args.publish.exports();
+        if let Some(out) = args.out.as_ref().filter(|_| !exports) {
+            let remedy = "say what to write there with --export, or leave --out out";
+            return Err(Error::flag("--out", "no directory for an index that is there already", out.display(), remedy));
+        }
+        if let Some(sae) = args.sae.as_ref().filter(|_| args.ask.on.is_none() && !exports) {
             let remedy = "leave out --sae, or --index to make the index again";
             return Err(Error::flag(
                 "--sae",
@@ -194,6 +202,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         let index = IndexFile::open(dir)?;
         match &args.ask.on {
             Some(text) => on::with_index(&args, &index, text, common, ui)?,
+            None if args.publish.any() => publish::run(&args, &index, ui)?,
             None => ask::show(&args, &index, ui)?,
         }
         return Ok(Outcome::Done);
@@ -212,6 +221,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     };
     match (&args.ask.on, &made) {
         (Some(text), _) => on::with_dictionary(&args, sae, made.as_ref(), text, common, ui)?,
+        (None, Some(index)) if args.publish.any() => publish::run(&args, index, ui)?,
         (None, Some(index)) => ask::show(&args, index, ui)?,
         (None, None) => {}
     }
