@@ -99,11 +99,12 @@ pub(super) fn fitted(text: &str, width: usize) -> String {
     cut + "…"
 }
 
-/// A token on one line: its leading space dropped, line breaks as signs.
+/// A token on one line: its leading space dropped; line breaks, and spaces that are all of it, as signs.
 pub(super) fn one_line(token: &str) -> String {
     let shown = token.strip_prefix(' ').filter(|rest| !rest.is_empty()).unwrap_or(token);
     let shown = shown.replace('\n', "↵").replace('\t', "⇥");
-    shown.chars().filter(|c| !c.is_control()).collect()
+    let blank = !shown.is_empty() && shown.chars().all(char::is_whitespace);
+    shown.chars().filter(|c| !c.is_control()).map(|c| if blank { '␣' } else { c }).collect()
 }
 
 /// A share of one as a bar of up to `width` columns, from the right where it is negative.
@@ -127,7 +128,7 @@ mod tests {
             }
         }
         assert_eq!(fitted("abcdefgh", 5), "abcd…");
-        assert_eq!((one_line(" x\n"), one_line(" ")), ("x↵".into(), " ".into()));
+        assert_eq!((one_line(" x\n"), one_line(" ")), ("x↵".into(), "␣".into()));
     }
 
     #[test]

@@ -168,7 +168,7 @@ pub(super) fn page(report: &Report, raw: bool) -> String {
             Row::Cells(name.into(), cells)
         })
         .collect();
-    let head = ["run", "prompt", "metric"].map(page::Cell::text);
+    let head = [page::Cell::text("run"), page::Cell::text("prompt"), page::Cell::number("metric", false)];
     body.push(page::section("Prompts", "", [page::table(&head, &rows)]));
     for result in &report.results {
         let map = map(report, result, raw);
