@@ -211,7 +211,7 @@ mod tests {
         let (s, n) = (tokens.len(), 4);
         let kinds = kinds(&tokens, n);
         let head = |back: usize| -> Vec<f32> {
-            let looks = |i: usize| if i >= back { i - back } else { 0 };
+            let looks = |i: usize| i.saturating_sub(back);
             (0..s * s).map(|at| if at % s == looks(at / s) { 1.0 } else { 0.0 }).collect()
         };
         for (i, back) in [n - 1, 1, n].into_iter().enumerate() {

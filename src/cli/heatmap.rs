@@ -46,7 +46,7 @@ fn cell_width(map: &Heatmap, room: usize) -> usize {
 fn block(map: &Heatmap, range: std::ops::Range<usize>, (label, width): (usize, usize), ui: &Ui) -> Result<()> {
     let names = &map.columns[range.clone()];
     let head = |of: &dyn Fn(&(String, String)) -> String| -> String {
-        names.iter().map(|name| format!(" {}", centred(&of(name), width))).collect()
+        names.iter().flat_map(|name| [" ".to_owned(), centred(&of(name), width)]).collect()
     };
     ui.out(paint(DIM, format!("{:>label$}{}", map.y, head(&|(name, _)| name.clone()))))?;
     if names.iter().any(|(_, word)| !word.is_empty()) {
@@ -54,7 +54,7 @@ fn block(map: &Heatmap, range: std::ops::Range<usize>, (label, width): (usize, u
     }
     for (name, cells) in map.rows.iter().zip(&map.cells) {
         let cells = cells.iter().skip(range.start).take(range.len());
-        let line: String = cells.map(|cell| format!(" {}", tinted(map, cell, width))).collect();
+        let line: String = cells.flat_map(|cell| [" ".to_owned(), tinted(map, cell, width)]).collect();
         let pad = " ".repeat(label.saturating_sub(name.width()));
         ui.out(format!("{pad}{}{line}", paint(DIM, name)))?;
     }

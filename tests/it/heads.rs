@@ -7,13 +7,15 @@ use crate::fixture::{Cli, end};
 use crate::golden::open;
 use crate::lens::{CIRCUITS, Circuits, assert_near};
 
+type Kind = fn(&HeadScores) -> Score;
+
 #[test]
 fn head_scores_equal_transformerlens() {
     for name in CIRCUITS {
         let (model, golden) = (open(name), Circuits::open(name));
         let tokens = golden.ids("heads.tokens");
         let scores = head_scores(&model, &[tokens], 6, &Silent).unwrap();
-        let kinds: [(&str, fn(&HeadScores) -> Score); 3] = [
+        let kinds: [(&str, Kind); 3] = [
             ("induction_head", |head| head.induction),
             ("previous_token_head", |head| head.previous),
             ("duplicate_token_head", |head| head.duplicate),
