@@ -4,6 +4,7 @@ use crate::analysis::lens::Part;
 use crate::model::ModelConfig;
 use crate::web::markup::Element;
 use crate::web::page::{self, Cell, Row};
+use crate::web::text::short;
 
 use super::attribution::{check, heads, heatmaps, name, outside, subject};
 use super::{Args, Report, cells};
@@ -14,12 +15,12 @@ pub(super) fn page(reports: &[Report], args: &Args, config: &ModelConfig) -> Str
         format!("{} heads", config.n_heads),
         format!("d_model {}", config.d_model),
     ];
-    let mut body = vec![page::header("mechinterp lens", &args.model, &facts)];
+    let mut body = vec![page::header("mechinterp lens", short(&args.model), &facts)];
     for report in reports {
         body.extend(sections(report, args, config));
     }
     body.push(page::footer());
-    page::html(&format!("Logit lens of {}", args.model), body)
+    page::html(&format!("Logit lens of {}", short(&args.model)), body)
 }
 
 fn sections(report: &Report, args: &Args, config: &ModelConfig) -> Vec<Element> {
