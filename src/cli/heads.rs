@@ -10,6 +10,7 @@ use crate::base::{DtypeChoice, Result};
 use crate::data::tokenizer::BosPolicy;
 use crate::web::heatmap::{Cell, Heatmap, Scale};
 use crate::web::page;
+use crate::web::text::short;
 
 use super::open;
 use super::render::{DIM, Table, Ui, columns, paint};
@@ -107,10 +108,10 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
             format!("seed {}", args.seed),
             format!("{} layers of {} heads", config.n_layers, config.n_heads),
         ];
-        let mut body = vec![page::header("mechinterp heads", &args.model, &facts)];
+        let mut body = vec![page::header("mechinterp heads", short(&args.model), &facts)];
         body.extend(maps.iter().map(|map| page::section(&map.title, "", [map.framed()])));
         body.push(page::footer());
-        write_atomic(html, page::html(&format!("Heads of {}", args.model), body).as_bytes())?;
+        write_atomic(html, page::html(&format!("Heads of {}", short(&args.model)), body).as_bytes())?;
         ui.say(format!("wrote {}", html.display()));
     }
     if ui.json() {

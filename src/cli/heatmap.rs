@@ -46,7 +46,7 @@ fn cell_width(map: &Heatmap, room: usize) -> usize {
 fn block(map: &Heatmap, range: std::ops::Range<usize>, (label, width): (usize, usize), ui: &Ui) -> Result<()> {
     let names = &map.columns[range.clone()];
     let head = |of: &dyn Fn(&(String, String)) -> String| -> String {
-        names.iter().map(|name| format!(" {}", centred(&of(name), width))).collect()
+        names.iter().flat_map(|name| [" ".to_owned(), centred(&of(name), width)]).collect()
     };
     ui.out(paint(DIM, format!("{:>label$}{}", map.y, head(&|(name, _)| name.clone()))))?;
     if names.iter().any(|(_, word)| !word.is_empty()) {
@@ -54,7 +54,7 @@ fn block(map: &Heatmap, range: std::ops::Range<usize>, (label, width): (usize, u
     }
     for (name, cells) in map.rows.iter().zip(&map.cells) {
         let cells = cells.iter().skip(range.start).take(range.len());
-        let line: String = cells.map(|cell| format!(" {}", tinted(map, cell, width))).collect();
+        let line: String = cells.flat_map(|cell| [" ".to_owned(), tinted(map, cell, width)]).collect();
         let pad = " ".repeat(label.saturating_sub(name.width()));
         ui.out(format!("{pad}{}{line}", paint(DIM, name)))?;
     }
@@ -99,11 +99,12 @@ pub(super) fn fitted(text: &str, width: usize) -> String {
     cut + "…"
 }
 
-/// A token on one line: its leading space dropped, line breaks as signs.
+/// A token on one line: its leading space dropped; line breaks, and spaces that are all of it, as signs.
 pub(super) fn one_line(token: &str) -> String {
     let shown = token.strip_prefix(' ').filter(|rest| !rest.is_empty()).unwrap_or(token);
     let shown = shown.replace('\n', "↵").replace('\t', "⇥");
-    shown.chars().filter(|c| !c.is_control()).collect()
+    let blank = !shown.is_empty() && shown.chars().all(char::is_whitespace);
+    shown.chars().filter(|c| !c.is_control()).map(|c| if blank { '␣' } else { c }).collect()
 }
 
 /// A share of one as a bar of up to `width` columns, from the right where it is negative.
@@ -127,7 +128,7 @@ mod tests {
             }
         }
         assert_eq!(fitted("abcdefgh", 5), "abcd…");
-        assert_eq!((one_line(" x\n"), one_line(" ")), ("x↵".into(), " ".into()));
+        assert_eq!((one_line(" x\n"), one_line(" ")), ("x↵".into(), "␣".into()));
     }
 
     #[test]

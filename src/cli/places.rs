@@ -3,7 +3,7 @@
 use crate::base::{Error, Result};
 use crate::data::tokenizer::{BosPolicy, Tokenizer};
 
-use super::render::quoted;
+use super::render::{Ui, quoted};
 
 /// The token that `text` is. A leading space belongs to it: " Paris" is what follows a word.
 ///
@@ -26,13 +26,39 @@ pub(super) fn single_token(tokenizer: &Tokenizer, flag: &'static str, text: &str
         let pieces: Vec<String> = ids.iter().map(|&id| quoted(&tokenizer.piece(id))).collect();
         let spaced = format!(" {text}");
         let other = tokenizer.encode(&spaced, BosPolicy::Never).is_ok_and(|ids| ids.len() == 1);
-        let remedy = match other {
-            true => format!("write '{spaced}' with the space before it, which is one token"),
-            false => "name a word that is one token, or the first piece of it".to_owned(),
+        let remedy = if other {
+            format!("write '{spaced}' with the space before it, which is one token")
+        } else {
+            "name a word that is one token, or the first piece of it".to_owned()
         };
         let found = format!("'{text}', which is {} tokens: {}", pieces.len(), pieces.join(" "));
         Error::flag(flag, "text of a single token", found, remedy)
     })
+}
+
+/// As [`single_token`]; remarks when the same word after a space is another token, and the prompt ends in a word.
+///
+/// # Errors
+/// As [`single_token`].
+pub(super) fn answer_token(
+    tokenizer: &Tokenizer,
+    flag: &'static str,
+    text: &str,
+    prompt: &[u32],
+    ui: &Ui,
+) -> Result<u32> {
+    let id = single_token(tokenizer, flag, text)?;
+    let after_word = prompt.last().is_some_and(|&last| tokenizer.piece(last).ends_with(char::is_alphanumeric));
+    if after_word
+        && text.starts_with(char::is_alphanumeric)
+        && let Ok(spaced) = single_token(tokenizer, flag, &format!(" {text}"))
+        && spaced != id
+    {
+        ui.say(format!(
+            "{flag} '{text}' has no space before it and continues the last word; ' {text}' is another token"
+        ));
+    }
+    Ok(id)
 }
 
 /// A prompt's tokens for people, numbered.
@@ -49,17 +75,16 @@ pub(super) fn numbered(tokens: &[u32], tokenizer: &Tokenizer) -> String {
 pub(super) fn positions(flag: &'static str, list: &str, tokens: &[u32], tokenizer: &Tokenizer) -> Result<Vec<usize>> {
     let mut found = Vec::new();
     for item in list.split(',').filter(|item| !item.trim().is_empty()) {
-        match spans(item, tokens.len()) {
-            Some(span) => found.extend(span),
-            None => {
-                let word = item.trim();
-                let is = |id: &u32| tokenizer.piece(*id).trim() == word;
-                let at = tokens.iter().enumerate().filter(|(_, id)| is(id)).map(|(i, _)| i);
-                found.extend(at);
-                if !tokens.iter().any(is) {
-                    return Err(outside(flag, item, tokens, tokenizer));
-                }
-            }
+        if let Some(span) = spans(item, tokens.len()) {
+            found.extend(span);
+            continue;
+        }
+        let word = item.trim();
+        let named = tokens.iter().enumerate().filter(|(_, id)| tokenizer.piece(**id).trim() == word);
+        let before = found.len();
+        found.extend(named.map(|(position, _)| position));
+        if found.len() == before {
+            return Err(outside(flag, item, tokens, tokenizer));
         }
     }
     if found.is_empty() || found.iter().any(|&position| position >= tokens.len()) {

@@ -35,7 +35,9 @@ impl FrozenNorm {
     /// The linear part for one vector `[d]`, in place: everything but the bias.
     pub fn apply(&self, x: &mut [f64], scale: f64) {
         let mean = if self.centres { x.iter().sum::<f64>() / x.len().max(1) as f64 } else { 0.0 };
-        x.iter_mut().for_each(|x| *x = (*x - mean) / scale);
+        for x in x.iter_mut() {
+            *x = (*x - mean) / scale;
+        }
         if let Some(gain) = &self.gain {
             x.iter_mut().zip(gain).for_each(|(x, gain)| *x *= f64::from(*gain));
         }

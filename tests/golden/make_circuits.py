@@ -4,7 +4,8 @@
 
 Writes tests/golden/circuits/NAME.safetensors for checkpoints of tests/golden/models. Weights go into a HookedTransformer
 through TransformerLens' own converters, unprocessed, and its logits are held against transformers' before anything is
-written. Attribution takes a second copy with the norms folded into the weights, as `logit_attrs` expects it.
+written. Attribution takes a second copy with the norms folded into the weights, as `logit_attrs` expects it; but folding
+changes what Gemma 2 computes (its norms after attention and MLP), so there the gain of the final norm is applied here.
 """
 import math, pathlib
 import torch
@@ -77,7 +78,11 @@ def attribution(model, tokens, out):
     """Contributions to the difference of two logits after the last position, by `logit_attrs`."""
     logits, cache = model.run_with_cache(tokens)
     pair = (torch.tensor(TARGET), torch.tensor(AGAINST))
-    attrs = lambda stack: cache.logit_attrs(stack, *pair, pos_slice=-1)[:, 0]
+    if model.cfg.use_normalization_before_and_after:
+        direction = model.ln_final.w * (model.W_U[:, TARGET] - model.W_U[:, AGAINST])
+        attrs = lambda stack: (cache.apply_ln_to_stack(stack, layer=-1, pos_slice=-1) @ direction)[:, 0]
+    else:
+        attrs = lambda stack: cache.logit_attrs(stack, *pair, pos_slice=-1)[:, 0]
     for kind in ("attn", "mlp"):
         stack, labels = cache.decompose_resid(layer=-1, mode=kind, incl_embeds=True, pos_slice=-1, return_labels=True)
         values = dict(zip(labels, attrs(stack)))
@@ -190,7 +195,9 @@ def write(name):
     out = {"clean": clean[0].to(torch.int32), "corrupt": corrupt[0].to(torch.int32), "pair": torch.tensor([TARGET, AGAINST], dtype=torch.int32)}
     _, cache = model.run_with_cache(clean)
     logit_lens(model, cache, out)
-    attribution(hooked(name, fold=True)[0], clean, out)
+    folded = model if model.cfg.use_normalization_before_and_after else hooked(name, fold=True)[0]
+    assert (folded(clean) - reference(clean).logits).abs().max() < 1e-4
+    attribution(folded, clean, out)
     caches = patch(model, clean, corrupt, out)
     ablate(model, clean, corrupt, caches, out)
     knock_out(model, clean, out)

@@ -7,13 +7,15 @@ use crate::fixture::{Cli, end};
 use crate::golden::open;
 use crate::lens::{CIRCUITS, Circuits, assert_near};
 
+type Kind = fn(&HeadScores) -> Score;
+
 #[test]
 fn head_scores_equal_transformerlens() {
     for name in CIRCUITS {
         let (model, golden) = (open(name), Circuits::open(name));
         let tokens = golden.ids("heads.tokens");
         let scores = head_scores(&model, &[tokens], 6, &Silent).unwrap();
-        let kinds: [(&str, fn(&HeadScores) -> Score); 3] = [
+        let kinds: [(&str, Kind); 3] = [
             ("induction_head", |head| head.induction),
             ("previous_token_head", |head| head.previous),
             ("duplicate_token_head", |head| head.duplicate),
@@ -51,4 +53,24 @@ fn heads_are_listed_with_their_scores() {
     cli.run("heads demo --length 100000").error(&["--length", "context"]);
     cli.run("heads demo --texts 0").error(&["--texts"]);
     end(cli.command("heads demo --html nowhere/x.html")).error(&["nowhere"]);
+}
+
+#[test]
+fn a_browser_shows_heatmaps_and_fetches_nothing() {
+    let Some(browser) = crate::pages::browser() else {
+        eprintln!("SKIPPED: no chromium on this machine to open pages with");
+        return;
+    };
+    let cli = Cli::new();
+    cli.run("heads demo --length 20 --texts 1 --html heads.html -q").ok();
+    cli.run_with("lens demo --target Paris --html lens.html -q --prompt", "the capital of France is").ok();
+    let mut patch = cli.command("patch --model demo --target Paris --site resid_pre,z --html patch.html -q");
+    patch.args(["--clean", "the capital of France is", "--corrupt", "the capital of Japan is"]);
+    end(patch).ok();
+    for (page, figures) in [("heads.html", 3), ("lens.html", 3), ("patch.html", 2)] {
+        let seen = crate::pages::open(browser, &cli, &cli.path(page));
+        assert_eq!((seen.console, seen.asked), (vec![], vec![]), "{page}");
+        assert_eq!(seen.document.matches("role=\"img\"").count(), figures, "{page}");
+        assert!(seen.document.contains("This page loads nothing.</footer>"), "{page} is cut off");
+    }
 }

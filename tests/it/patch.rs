@@ -224,6 +224,8 @@ fn every_mode_of_the_command_runs() {
         let json = ask(&cli, &format!("{flags} --json")).json();
         assert!(!json["results"].as_array().unwrap().is_empty(), "{flags}");
     }
+    let paths = ask(&cli, "--path-to logits").ok();
+    assert!(paths.contains("mlp") && !paths.contains("“capital”"), "columns are heads, not positions: {paths}");
     let mut single = cli.command("patch --model demo --target Paris --knock-out --json --prompt");
     single.arg("the capital of France is");
     let json = end(single).json();

@@ -111,7 +111,7 @@ impl<'a> Frozen<'a> {
             if layout == BlockLayout::OutputNorm {
                 norm(&mut v, layer, Site::Ln1Scale);
             }
-            v.iter_mut().for_each(|x| *x *= multiplier);
+            scale(&mut v, multiplier);
         }
         if entry == Entry::Mlp {
             norm(&mut v, layer, Site::Ln2PostScale);
@@ -120,7 +120,7 @@ impl<'a> Frozen<'a> {
             if layout == BlockLayout::OutputNorm {
                 norm(&mut v, layer, Site::Ln2Scale);
             }
-            v.iter_mut().for_each(|x| *x *= multiplier);
+            scale(&mut v, multiplier);
         }
         if layout == BlockLayout::StreamNorm {
             if entry <= Entry::Stream {
@@ -157,6 +157,12 @@ impl<'a> Frozen<'a> {
             let Some(bias) = norm.and_then(|(norm, _)| norm.bias.as_ref()) else { return 0.0 };
             self.score(layer, entries[i], bias.iter().map(|b| f64::from(*b) * factor).collect())
         })
+    }
+}
+
+fn scale(v: &mut [f64], factor: f64) {
+    for x in v {
+        *x *= factor;
     }
 }
 

@@ -168,7 +168,6 @@ impl Patcher<'_> {
             let change: Vec<f32> = (0..x.len()).map(|i| (y[i] - theirs[i]) - (x[i] - ours[i])).collect();
             errors = change.chunks_exact(d.max(1)).map(<[f32]>::to_vec).collect();
         }
-        #[expect(clippy::float_cmp, reason = "equal activations give no patch, however close others are")]
         activations.retain(|_, (a, b)| a != b);
         let units = dictionary.output_scales(&x)?.unwrap_or_else(|| vec![1.0; positions.len()]);
         Ok(Both { d, starts, activations, units, errors })

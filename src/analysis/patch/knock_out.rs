@@ -33,7 +33,7 @@ pub struct KnockOut {
 pub enum KnockOutColumns {
     /// All edges at once, in one column.
     Together,
-    /// Each key by itself.
+    /// Each key by itself. A query that sees no other key keeps it.
     Keys,
     /// Each head by itself.
     Heads,
@@ -72,7 +72,7 @@ impl Patcher<'_> {
             let mut row = Vec::new();
             for group in cuts.chunks(self.rows_at_once()) {
                 stop_if_cancelled(progress)?;
-                row.extend(self.cut(group, &settings.queries, (first, last))?.into_iter().map(Some));
+                row.extend(self.cut(group, settings, (first, last))?.into_iter().map(Some));
                 progress.advance(group.len() as u64);
             }
             metric.push(row);
@@ -83,14 +83,18 @@ impl Patcher<'_> {
     }
 
     /// The metric of each of `cuts` in the layers of a window.
-    fn cut(&self, cuts: &[Cut], queries: &[usize], (first, last): (usize, usize)) -> Result<Vec<f64>> {
+    fn cut(&self, cuts: &[Cut], settings: &KnockOut, (first, last): (usize, usize)) -> Result<Vec<f64>> {
         let config = self.model.config();
         let (heads, s) = (config.n_heads, self.base.tokens.len());
         let mut masks = vec![0f32; cuts.len() * heads * s * s];
         for (cut, mask) in cuts.iter().zip(masks.chunks_exact_mut(heads * s * s)) {
-            for &query in queries {
-                for layer in first..=last {
-                    cut.leaves_a_key(query, config.windows.get(layer).copied().flatten())?;
+            for &query in &settings.queries {
+                let windows = config.windows.iter().skip(first).take(last - first + 1);
+                let blind = windows.copied().find(|&window| !cut.leaves_a_key(query, window));
+                match blind {
+                    Some(_) if settings.columns == KnockOutColumns::Keys => continue,
+                    Some(window) => return Err(no_key_left(query, window)),
+                    None => {}
                 }
                 for &key in cut.keys.iter().filter(|&&key| key <= query) {
                     cut.heads.iter().for_each(|head| mask[(head * s + query) * s + key] = f32::NEG_INFINITY);
@@ -122,16 +126,21 @@ impl KnockOut {
 }
 
 impl Cut {
-    fn leaves_a_key(&self, query: usize, window: Option<usize>) -> Result<()> {
-        let oldest = window.map_or(0, |window| (query + 1).saturating_sub(window));
-        if (oldest..=query).any(|key| !self.keys.contains(&key)) {
-            return Ok(());
-        }
-        Err(Error::flag(
-            "--to",
-            format!("at least one key left to position {query}"),
-            format!("all of its keys, {oldest} to {query}, cut"),
-            "leave some key out of --to, or attend from later positions",
-        ))
+    /// Whether a query that sees `window` positions still sees one.
+    fn leaves_a_key(&self, query: usize, window: Option<usize>) -> bool {
+        (oldest(query, window)..=query).any(|key| !self.keys.contains(&key))
     }
+}
+
+fn oldest(query: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (query + 1).saturating_sub(window))
+}
+
+fn no_key_left(query: usize, window: Option<usize>) -> Error {
+    Error::flag(
+        "--to",
+        format!("at least one key left to position {query}"),
+        format!("all of its keys, {} to {query}, cut", oldest(query, window)),
+        "leave some key out of --to, or attend from later positions",
+    )
 }

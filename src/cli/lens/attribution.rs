@@ -140,7 +140,8 @@ pub(super) fn heatmaps(report: &Report, found: &Attribution, n_layers: usize, n_
     let layers = layer_sums(found, n_layers);
     let cell = |value: f64, what: String| Cell {
         value: Some(value),
-        text: format!("{value:+.2}"),
+        // Zero has no sign.
+        text: if value.abs() < 0.005 { "0.00".into() } else { format!("{value:+.2}") },
         details: format!("{what}\n{value:+.5} of {:.5}", found.logit),
     };
     let both = layers.iter().flat_map(|&(attention, mlp)| [attention, mlp]);

@@ -7,12 +7,15 @@ use super::super::heatmap::one_line;
 use super::super::render::quoted;
 use super::{Cell, Chance, Report, Show};
 
+/// What colours a cell.
+type Value = dyn Fn(&Cell) -> Option<f64>;
+
 /// Cells by layer and position.
 pub(super) fn heatmap(report: &Report, show: Show) -> Heatmap {
     let all = || report.layers.iter().flat_map(|layer| &layer.cells);
     let target = report.target.as_ref().map(|token| quoted(&token.token)).unwrap_or_default();
     let of_target = |of: fn(&Chance) -> f64| move |cell: &Cell| cell.target.as_ref().map(of);
-    let value: Box<dyn Fn(&Cell) -> Option<f64>> = match (show, &report.target) {
+    let value: Box<Value> = match (show, &report.target) {
         (Show::Token, None) => Box::new(|cell| cell.top.first().map(|chance| chance.probability)),
         (Show::Token | Show::Probability, _) => Box::new(of_target(|chance| chance.probability)),
         // A rank of 1 is strong, and each doubling of it weaker.

@@ -178,7 +178,7 @@ fn report(prompt: Prompt, args: &Args, opened: &Opened, dictionary: Option<&Dict
     let Prompt { text, tokens } = prompt;
     let named = |flag, text: &Option<String>| -> Result<Option<Named>> {
         let Some(text) = text else { return Ok(None) };
-        let id = places::single_token(tokenizer, flag, text)?;
+        let id = places::answer_token(tokenizer, flag, text, &tokens, ui)?;
         Ok(Some(Named { id, token: tokenizer.piece(id) }))
     };
     let (target, against) = (named("--target", &args.target)?, named("--against", &args.against)?);

@@ -268,9 +268,9 @@ impl Args {
         if let Some(corrupt) = &corrupt {
             check_aligned(&clean.tokens, &corrupt.tokens, |tokens| places::numbered(tokens, tokenizer))?;
         }
-        let target = places::single_token(tokenizer, "--target", &self.target)?;
-        let against =
-            self.against.as_ref().map(|text| places::single_token(tokenizer, "--against", text)).transpose()?;
+        let answer = |flag, text: &String| places::answer_token(tokenizer, flag, text, &clean.tokens, ui);
+        let target = answer("--target", &self.target)?;
+        let against = self.against.as_ref().map(|text| answer("--against", text)).transpose()?;
         let metric = match (self.metric, against) {
             (None | Some(MetricKind::LogitDiff), Some(against)) => Metric::LogitDifference { target, against },
             (Some(MetricKind::Logit), _) => Metric::Logit { target },

@@ -137,7 +137,7 @@ impl<'a> Work<'a> {
         for (name, target) in &targets {
             match target {
                 Target::Site(site) => {
-                    let by = self.by(*site)?;
+                    let by = self.by(*site);
                     let sweep = patcher.sweep(*site, by, self.scope, &replacement, self.ui.progress())?;
                     found.push((name.clone(), sweep, None));
                 }
@@ -183,11 +183,11 @@ impl<'a> Work<'a> {
     }
 
     /// By head where there are heads, unless told otherwise.
-    fn by(&self, site: Site) -> Result<By> {
+    fn by(&self, site: Site) -> By {
         match (self.args.by, has_heads(site)) {
-            (None, true) | (Some(ByKind::Head), _) => Ok(By::Head),
-            (None, false) | (Some(ByKind::Position), _) => Ok(By::Position),
-            (Some(ByKind::HeadPosition), _) => Ok(By::HeadPosition),
+            (None, true) | (Some(ByKind::Head), _) => By::Head,
+            (None, false) | (Some(ByKind::Position), _) => By::Position,
+            (Some(ByKind::HeadPosition), _) => By::HeadPosition,
         }
     }
 

@@ -4,6 +4,7 @@ use crate::analysis::patch::Axis;
 use crate::base::Result;
 use crate::web::heatmap::{Cell, Heatmap, Scale};
 use crate::web::page::{self, Row};
+use crate::web::text::short;
 
 use super::super::heatmap::{self, one_line};
 use super::super::render::{BOLD, DIM, Table, Ui, columns, paint, quoted};
@@ -50,8 +51,8 @@ fn map(report: &Report, result: &Outcomes, raw: bool) -> Heatmap {
     let metrics = result.sweep.metric.iter().flatten().flatten();
     let limit = metrics.map(|m| effect(report, *m, raw).abs()).fold(0f64, f64::max);
     let limit = if normalised { limit.max(FAINT) } else { limit.max(1e-9) };
-    let rows = labels(&result.sweep.rows, report);
-    let columns = labels(&result.sweep.columns, report);
+    let rows = labels(&result.sweep.rows, report, false);
+    let columns = labels(&result.sweep.columns, report, result.features.is_some());
     let cells: Vec<Vec<Cell>> = result
         .sweep
         .metric
@@ -104,8 +105,9 @@ fn axis_name(axis: &Axis) -> &'static str {
     }
 }
 
-/// Rows or columns by number, and tokens of positions.
-fn labels(axis: &Axis, report: &Report) -> Vec<(String, String)> {
+/// Rows or columns by number, and tokens of positions. Features are patched at `positions`, named by number, and at all of
+/// them in a column of its own.
+fn labels(axis: &Axis, report: &Report, positions: bool) -> Vec<(String, String)> {
     let plain = |names: Vec<String>| names.into_iter().map(|name| (name, String::new())).collect();
     let token = |position: usize| {
         let of = |ran: &Ran| ran.pieces.get(position).map(|piece| one_line(piece)).unwrap_or_default();
@@ -120,9 +122,9 @@ fn labels(axis: &Axis, report: &Report) -> Vec<(String, String)> {
         Axis::Window(list) => plain(list.iter().map(|(first, last)| format!("{first}–{last}")).collect()),
         Axis::LayerHead(list) => plain(list.iter().map(|(layer, head)| format!("{layer}.{head}")).collect()),
         Axis::Position(list) => list.iter().map(|&p| (p.to_string(), token(p))).collect(),
-        // Features are patched at positions, and at all of them in a column of its own.
         Axis::Name(list) => {
-            list.iter().map(|name| (name.clone(), name.parse().map(token).unwrap_or_default())).collect()
+            let word = |name: &String| name.parse().ok().filter(|_| positions).map(token).unwrap_or_default();
+            list.iter().map(|name| (name.clone(), word(name))).collect()
         }
     }
 }
@@ -131,7 +133,10 @@ fn labels(axis: &Axis, report: &Report) -> Vec<(String, String)> {
 fn strongest(report: &Report, raw: bool, n: usize, ui: &Ui) -> Result<()> {
     let mut all = Vec::new();
     for result in &report.results {
-        let (rows, columns) = (labels(&result.sweep.rows, report), labels(&result.sweep.columns, report));
+        let (rows, columns) = (
+            labels(&result.sweep.rows, report, false),
+            labels(&result.sweep.columns, report, result.features.is_some()),
+        );
         for (row, name) in result.sweep.metric.iter().zip(&rows) {
             for (metric, column) in row.iter().zip(&columns) {
                 if let Some(metric) = metric {
@@ -160,7 +165,7 @@ fn strongest(report: &Report, raw: bool, n: usize, ui: &Ui) -> Result<()> {
 /// The page of `patch --html`.
 pub(super) fn page(report: &Report, raw: bool) -> String {
     let facts = [report.metric_name.clone(), report.method.clone()];
-    let mut body = vec![page::header("mechinterp patch", &report.model, &facts)];
+    let mut body = vec![page::header("mechinterp patch", short(&report.model), &facts)];
     let rows: Vec<Row> = runs(report)
         .map(|(name, ran)| {
             let metric = ran.metric.map(figure).unwrap_or_default();
@@ -168,7 +173,7 @@ pub(super) fn page(report: &Report, raw: bool) -> String {
             Row::Cells(name.into(), cells)
         })
         .collect();
-    let head = ["run", "prompt", "metric"].map(page::Cell::text);
+    let head = [page::Cell::text("run"), page::Cell::text("prompt"), page::Cell::number("metric", false)];
     body.push(page::section("Prompts", "", [page::table(&head, &rows)]));
     for result in &report.results {
         let map = map(report, result, raw);
@@ -176,5 +181,5 @@ pub(super) fn page(report: &Report, raw: bool) -> String {
         body.push(page::section(&result.site, note, [map.framed()]));
     }
     body.push(page::footer());
-    page::html(&format!("Patching {}", report.model), body)
+    page::html(&format!("Patching {}", short(&report.model)), body)
 }
