@@ -312,7 +312,7 @@ fn what_does_not_fit_is_said_with_what_to_do() {
     vector("zero.safetensors", &format!("{hook} --strength 1")).error(&["zero", "no direction"]);
     vector("short.safetensors", "--strength 1").error(&["--hook", "none in short.safetensors"]);
     vector("short.safetensors", "--hook blocks.1.hook_resid --strength 1")
-        .error(&["unknown hook point", "hook_resid_post"]);
+        .error(&["unknown hook point", "hook_resid_pre"]);
     vector("short.safetensors", hook).error(&["--strength", "a finite value"]);
     vector("gone.safetensors", &format!("{hook} --strength 1")).error(&["gone.safetensors", "check the path"]);
     vector("no.safetensors", &format!("{hook} --strength 1")).error(&["steering vector", "safetensors"]);
