@@ -86,7 +86,7 @@ enum Command {
     /// What each feature fires on and what it writes.
     Features(features::Args),
     /// Generate text with features or vectors clamped, added, scaled, capped or removed; compare strengths.
-    Steer(Box<steer::Args>),
+    Steer(steer::Args),
 }
 
 /// How a command ended when it did not fail.
@@ -142,7 +142,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Eval(args) => eval::run(args, common, ui),
         Command::Convert(args) => convert::run(args, ui),
         Command::Features(args) => features::run(args, common, ui),
-        Command::Steer(args) => steer::run(*args, common, ui),
+        Command::Steer(args) => steer::run(args, common, ui),
     }
 }
 
