@@ -197,7 +197,7 @@ impl SweepReport {
             for (step, line) in self.strengths.iter().zip(lines) {
                 let label = step.strength.map_or(step.label.clone(), |v| format!("{} {v}", self.operation));
                 ui.out(format!("\n{}", paint(BOLD, label)))?;
-                for line in wrap(&line.text, columns().saturating_sub(2).max(20)) {
+                for line in wrap(line.text.trim(), columns().saturating_sub(2).max(20)) {
                     ui.out(format!("  {line}"))?;
                 }
             }
@@ -210,7 +210,10 @@ impl SweepReport {
         let n = self.strengths.len().max(1);
         let mut facts = vec![format!("model {}", short(model))];
         facts.extend(sae.map(|dir| format!("dictionary {}", short(&dir.to_string_lossy()))));
-        facts.push(format!("{} prompts", self.texts.len() / n));
+        facts.push(match self.texts.len() / n {
+            1 => "1 prompt".into(),
+            several => format!("{several} prompts"),
+        });
         let steps = self.strengths.iter().map(|step| Step {
             label: step.label.clone(),
             value: step.strength.map(f64::from),
