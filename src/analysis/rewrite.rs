@@ -155,12 +155,13 @@ impl FeatureRewrite {
             center: center.transpose()?,
             threshold: tensor(threshold.unwrap_or_else(|| vec![0.0; k]), 1, k)?,
             decoder: tensor(decoder, k, d)?,
-            reads: bounded || targets.iter().any(|t| t.slope != 1.0),
+            reads: bounded || targets.iter().any(|t| t.slope - 1.0 != 0.0),
             gain: tensor(each(|t| t.slope - 1.0), 1, k)?,
             offset: tensor(each(|t| t.constant), 1, k)?,
-            bounds: match bounded {
-                true => Some((tensor(each(|t| t.low), 1, k)?, tensor(each(|t| t.high), 1, k)?)),
-                false => None,
+            bounds: if bounded {
+                Some((tensor(each(|t| t.low), 1, k)?, tensor(each(|t| t.high), 1, k)?))
+            } else {
+                None
             },
             error_term: true,
             max_norm: None,
@@ -229,12 +230,11 @@ impl Rewrite for FeatureRewrite {
         {
             step = step.broadcast_mul(&Tensor::from_vec(scales, (wide.dim(0)?, 1), wide.device())?)?;
         }
-        let mut changed = match self.error_term {
-            true => (&wide + step)?,
-            false => {
-                let reconstruction = self.dictionary.reconstruct(&host(&wide)?)?;
-                (Tensor::from_vec(reconstruction, wide.shape(), wide.device())? + step)?
-            }
+        let mut changed = if self.error_term {
+            (&wide + step)?
+        } else {
+            let reconstruction = self.dictionary.reconstruct(&host(&wide)?)?;
+            (Tensor::from_vec(reconstruction, wide.shape(), wide.device())? + step)?
         };
         if let Some(limit) = self.max_norm {
             let norms = wide.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
@@ -294,8 +294,7 @@ impl Target {
         let Self { slope, constant, low, high } = self;
         match op {
             FeatureOp::Clamp(v) => Self::always(v),
-            FeatureOp::Ablate => Self::always(0.0),
-            FeatureOp::Scale(0.0) => Self::always(0.0),
+            FeatureOp::Ablate | FeatureOp::Scale(0.0) => Self::always(0.0),
             FeatureOp::Add(v) => {
                 let v = v * norm;
                 Self { slope, constant: constant + v, low: low + v, high: high + v }

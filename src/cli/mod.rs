@@ -99,9 +99,9 @@ enum Command {
     /// Induction, previous-token and duplicate-token scores of all attention heads.
     Heads(heads::Args),
     /// Generate text with features or vectors clamped, added, scaled, capped or removed; compare strengths.
-    Steer(Box<steer::Args>),
     /// Linear probes: in which layers a label of texts can be read off, and the direction that does it.
     Probe(Box<probe::Args>),
+    Steer(steer::Args),
 }
 
 /// How a command ended when it did not fail.
@@ -160,8 +160,8 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Lens(args) => lens::run(*args, common, ui),
         Command::Patch(args) => patch::run(&args, common, ui),
         Command::Heads(args) => heads::run(args, common, ui),
-        Command::Steer(args) => steer::run(*args, common, ui),
         Command::Probe(args) => probe::run(*args, common, ui),
+        Command::Steer(args) => steer::run(args, common, ui),
     }
 }
 

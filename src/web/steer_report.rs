@@ -7,9 +7,10 @@ use super::markup::Element;
 use super::page::{self, Cell, Row};
 
 /// What the measures are, in a few words.
-pub const LEGEND: &str = "feature or vector: mean activation, or projection, on the written tokens as the unsteered \
-    model reads them. KL: nats a token from the unsteered model, on the unsteered text. perplexity: of the written text \
-    under the unsteered model. repetition: share of three-token runs that occurred before.";
+pub const LEGEND: &str = "Feature or vector: its mean activation, or the mean projection on it, on the written tokens as \
+    the unsteered model reads them. KL: distance from the unsteered model's next-token probabilities, in nats a token, \
+    on the unsteered text. Perplexity: of the written text under the unsteered model. Repetition: share of its \
+    three-token runs that occurred before.";
 
 /// Width and height of one chart of the picture.
 const TILE: (f64, f64) = (560.0, 300.0);

@@ -189,7 +189,7 @@ fn a_sweep_tells_what_every_strength_does() {
     let strengths = json["strengths"].as_array().unwrap();
     assert_eq!(strengths.len(), 4, "unsteered and three");
     let of = |i: usize, key: &str| strengths[i][key].as_f64().unwrap();
-    assert_eq!(of(0, "kl"), 0.0);
+    assert!(of(0, "kl").abs() < f64::MIN_POSITIVE, "the unsteered text is the reference");
     assert!(of(3, "kl") > of(2, "kl") && of(3, "kl") > 0.01, "{strengths:?}");
     assert!(of(0, "perplexity") >= 1.0 && of(3, "perplexity") > of(0, "perplexity"), "{strengths:?}");
     for step in strengths {
@@ -230,9 +230,10 @@ fn prompts_of_a_file_become_a_line_for_each_strength() {
 #[test]
 fn a_vector_out_of_two_sets_of_prompts_steers_between_them() {
     let cli = Cli::new();
-    let prompts =
-        |of: &str, names: &[&str]| names.iter().map(|n| format!("The capital of {n} {of}\n")).collect::<String>();
-    cli.write("up.txt", prompts("is", &["France", "Japan", "Peru", "Egypt"]));
+    cli.write(
+        "up.txt",
+        "The capital of France is\nThe capital of Japan is\nThe capital of Peru is\nThe capital of Egypt is\n",
+    );
     cli.write("down.txt", "The sky is blue\nTwo and two is four\nCats are animals\nThe sea is big\n");
     let hook = "blocks.1.hook_resid_post";
     let line =
@@ -312,7 +313,7 @@ fn what_does_not_fit_is_said_with_what_to_do() {
     vector("zero.safetensors", &format!("{hook} --strength 1")).error(&["zero", "no direction"]);
     vector("short.safetensors", "--strength 1").error(&["--hook", "none in short.safetensors"]);
     vector("short.safetensors", "--hook blocks.1.hook_resid --strength 1")
-        .error(&["unknown hook point", "hook_resid_post"]);
+        .error(&["unknown hook point", "hook_resid_pre"]);
     vector("short.safetensors", hook).error(&["--strength", "a finite value"]);
     vector("gone.safetensors", &format!("{hook} --strength 1")).error(&["gone.safetensors", "check the path"]);
     vector("no.safetensors", &format!("{hook} --strength 1")).error(&["steering vector", "safetensors"]);

@@ -10,6 +10,8 @@
 //! A concept score above the unsteered text's says that the text itself is about the concept, not only that hidden
 //! states were moved: the edit is not there when it is read.
 
+use std::collections::BTreeSet;
+
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -143,8 +145,8 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
 pub(super) fn repetition(tokens: &[u32]) -> Option<f64> {
     let runs = tokens.windows(RUN);
     let total = runs.len();
-    let distinct = runs.collect::<std::collections::BTreeSet<_>>().len();
-    (total > 0).then(|| 1.0 - distinct as f64 / total as f64)
+    let distinct = runs.collect::<BTreeSet<_>>().len();
+    (total > 0).then(|| (total - distinct) as f64 / total as f64)
 }
 
 /// The mean, if there is anything.
@@ -182,7 +184,7 @@ mod tests {
     #[test]
     fn divergence_is_zero_for_equal_distributions_and_the_textbook_value_otherwise() {
         let (p, q) = ([0.0f32, 0.0], [3f32.ln(), 0.0]);
-        assert_eq!(divergence(&p, &[5.0, 5.0]), 0.0, "logits are defined up to a constant");
+        assert!(divergence(&p, &[5.0, 5.0]) < 1e-12, "logits are defined up to a constant");
         let expected = 0.5 * (0.5f64 / 0.75).ln() + 0.5 * (0.5f64 / 0.25).ln();
         assert!((divergence(&p, &q) - expected).abs() < 1e-7);
     }

@@ -16,6 +16,7 @@ pub struct Written {
     /// The new tokens.
     pub tokens: Vec<u32>,
     /// What the text is like.
+    #[serde(flatten)]
     pub measures: Measures,
 }
 

@@ -396,15 +396,13 @@ fn measures_of_a_sweep_equal_a_direct_computation() {
                 .forward(&model.tokens(&[&all]).unwrap(), &HookPlan::new().capture(HOOK.parse().unwrap()))
                 .unwrap();
             let rows: Vec<f32> = run.captured(HOOK.parse().unwrap()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-            let values: Vec<f32> = match direction {
-                false => encoded(&dictionary, &rows, 5),
-                true => {
-                    let vector = along(DirectionOp::ProjectOut).vector;
-                    let norm = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
-                    rows.chunks_exact(24)
-                        .map(|r| r.iter().zip(&vector).map(|(x, v)| x * v).sum::<f32>() / norm)
-                        .collect()
-                }
+            let values: Vec<f32> = if direction {
+                let vector = along(DirectionOp::ProjectOut).vector;
+                let norm = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
+                let project = |row: &[f32]| row.iter().zip(&vector).map(|(x, v)| x * v).sum::<f32>() / norm;
+                rows.chunks_exact(24).map(project).collect()
+            } else {
+                encoded(&dictionary, &rows, 5)
             };
             let mean = values[5..].iter().map(|v| f64::from(*v)).sum::<f64>() / n as f64;
             assert!((text.measures.concepts[0].unwrap() - mean).abs() < 1e-4, "{:?} {mean}", text.measures);

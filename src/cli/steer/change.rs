@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::analysis::steer::{FeatureEdits, SteeringVector};
+use crate::analysis::steer::{FeatureEdits, SteeringVector, VectorOrigin};
 use crate::analysis::{DirectionEdit, DirectionOp, FeatureEdit, FeatureOp, Intervention, Placement};
 use crate::base::{Error, Result};
 use crate::cli::model_name::compare_models;
@@ -66,7 +66,7 @@ impl Operation {
         let expected = match kind {
             Kind::Method(_) if strength_multiplier.is_finite() => None,
             Kind::Method(_) => Some("a finite number"),
-            _ if *strength_multiplier == 1.0 => None,
+            _ if (strength_multiplier - 1.0).abs() < f32::EPSILON => None,
             _ => Some("no multiplier, which belongs to --method"),
         };
         if let Some(expected) = expected {
@@ -155,9 +155,10 @@ impl Placed {
     /// that the model lacks; `Mismatch` for another model's vector, unless forced.
     pub(super) fn read(path: &Path, args: &SteerArgs, config: &ModelConfig, ui: &Ui) -> Result<Self> {
         let npy = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy"));
-        let vector = match npy {
-            true => SteeringVector { values: read_npy_vector(path)?, origin: Default::default() },
-            false => SteeringVector::read(path, args.targets.tensor.as_deref())?,
+        let vector = if npy {
+            SteeringVector { values: read_npy_vector(path)?, origin: VectorOrigin::default() }
+        } else {
+            SteeringVector::read(path, args.targets.tensor.as_deref())?
         };
         let own = vector.origin.hook.as_deref();
         let hook = args.targets.hook.as_deref().or(own).ok_or_else(|| {
@@ -249,5 +250,5 @@ fn at_strength(
 }
 
 fn unit(vector: Vec<f32>) -> Vec<f32> {
-    SteeringVector { values: vector, origin: Default::default() }.normalized().values
+    SteeringVector { values: vector, origin: VectorOrigin::default() }.normalized().values
 }

@@ -8,12 +8,12 @@ mod vector;
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::ArgMatches;
 
-use crate::analysis::steer::{PromptSweep, sweep};
+use crate::analysis::steer::sweep;
 use crate::analysis::{Intervention, SteerSettings, steer};
 use crate::base::artifact::write_atomic;
 use crate::base::{Error, Result};
@@ -37,7 +37,7 @@ pub(super) const MAX_NORM_KEY: &str = "max_activation_norm";
 /// Arguments of `steer`: those of steering, or a subcommand with its own.
 #[derive(Debug)]
 pub(super) enum Args {
-    Steer(SteerArgs),
+    Steer(Box<SteerArgs>),
     Vector(vector::Args),
 }
 
@@ -45,7 +45,7 @@ impl clap::FromArgMatches for Args {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         match matches.subcommand() {
             Some((vector::NAME, matches)) => vector::Args::from_arg_matches(matches).map(Self::Vector),
-            _ => SteerArgs::from_arg_matches(matches).map(Self::Steer),
+            _ => SteerArgs::from_arg_matches(matches).map(|args| Self::Steer(Box::new(args))),
         }
     }
 
@@ -72,7 +72,7 @@ impl clap::Args for Args {
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     match args {
         Args::Vector(args) => vector::run(&args, common, ui),
-        Args::Steer(args) => Session::open(args, common, ui)?.run(ui),
+        Args::Steer(args) => Session::open(*args, common, ui)?.run(ui),
     }
 }
 
@@ -104,9 +104,11 @@ impl Session {
         // What can be wrong without the weights is found before they are read.
         let config = open::config(&files)?;
         let template = chat::template(&args.chat, &files)?;
-        let placed = |path: &std::path::PathBuf| Placed::read(path, &args, &config, ui);
+        let placed = |path: &PathBuf| Placed::read(path, &args, &config, ui);
         let vectors = args.targets.vector.iter().map(placed).collect::<Result<Vec<_>>>()?;
-        vectors.iter().for_each(|vector| ui.say(vector.describe()));
+        for vector in &vectors {
+            ui.say(vector.describe());
+        }
         let bos = bos(&args, dictionary.as_deref());
         if let Some(dictionary) = &dictionary {
             let given = Given::model(&args.model, bos, &config);
@@ -222,6 +224,3 @@ fn write_lines(file: &mut File, path: &Path, lines: &[Line]) -> Result<()> {
     }
     file.write_all(&text).map_err(Error::io("write the texts", path))
 }
-
-/// What a sweep hands over for each prompt.
-type Texts = PromptSweep;

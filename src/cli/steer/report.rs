@@ -5,14 +5,13 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::analysis::Intervention;
-use crate::analysis::steer::{Measures, ProbabilityChange, SteerResult, Written, summary};
+use crate::analysis::steer::{Measures, ProbabilityChange, PromptSweep, SteerResult, Written, summary};
 use crate::base::Result;
 use crate::cli::render::{BOLD, DIM, GREEN, RED, Table, Ui, columns, paint, quoted, side_by_side, wrap};
 use crate::data::Tokenizer;
 use crate::web::steer_report::{self, PromptTexts, SteerReport, Step};
 use crate::web::text::short;
 
-use super::Texts;
 use super::change::Operation;
 
 /// Prompts whose texts are printed; of more, the table alone.
@@ -118,12 +117,12 @@ pub(super) struct SweepReport {
     operation: &'static str,
     concepts: Vec<String>,
     /// The mean over prompts, unsteered first.
-    strengths: Vec<Strength>,
+    strengths: Vec<Tried>,
     texts: Vec<Line>,
 }
 
 #[derive(Debug, Serialize)]
-struct Strength {
+struct Tried {
     #[serde(skip)]
     label: String,
     strength: Option<f32>,
@@ -135,8 +134,8 @@ struct Strength {
 impl SweepReport {
     pub(super) fn new(operation: &Operation, concepts: Vec<String>, interventions: &[Intervention]) -> Self {
         let unsteered =
-            Strength { label: "unsteered".into(), strength: None, edits: Vec::new(), measures: Measures::default() };
-        let steered = operation.strengths().into_iter().zip(interventions).map(|(strength, intervention)| Strength {
+            Tried { label: "unsteered".into(), strength: None, edits: Vec::new(), measures: Measures::default() };
+        let steered = operation.strengths().into_iter().zip(interventions).map(|(strength, intervention)| Tried {
             label: strength.map_or_else(|| "steered".into(), |v| v.to_string()),
             strength,
             edits: intervention.describe(),
@@ -151,7 +150,7 @@ impl SweepReport {
         &mut self,
         prompt_index: usize,
         prompt: &str,
-        texts: &Texts,
+        texts: &PromptSweep,
         decode: impl Fn(&[u32]) -> Result<String>,
     ) -> Result<&[Line]> {
         let first = self.texts.len();
@@ -198,7 +197,7 @@ impl SweepReport {
             for (step, line) in self.strengths.iter().zip(lines) {
                 let label = step.strength.map_or(step.label.clone(), |v| format!("{} {v}", self.operation));
                 ui.out(format!("\n{}", paint(BOLD, label)))?;
-                for line in wrap(&line.text, columns().saturating_sub(2).max(20)) {
+                for line in wrap(line.text.trim(), columns().saturating_sub(2).max(20)) {
                     ui.out(format!("  {line}"))?;
                 }
             }
@@ -211,7 +210,10 @@ impl SweepReport {
         let n = self.strengths.len().max(1);
         let mut facts = vec![format!("model {}", short(model))];
         facts.extend(sae.map(|dir| format!("dictionary {}", short(&dir.to_string_lossy()))));
-        facts.push(format!("{} prompts", self.texts.len() / n));
+        facts.push(match self.texts.len() / n {
+            1 => "1 prompt".into(),
+            several => format!("{several} prompts"),
+        });
         let steps = self.strengths.iter().map(|step| Step {
             label: step.label.clone(),
             value: step.strength.map(f64::from),

@@ -24,7 +24,7 @@ pub(super) const ABOUT: &str =
 
 /// Arguments of `steer vector`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// Hugging Face directory, hub id, `.gguf` file, or `demo`.
     #[arg(long, value_name = "MODEL")]
     model: String,
@@ -34,7 +34,7 @@ pub(super) struct Args {
     /// Prompts that lack it, best the same but for that.
     #[arg(long, value_name = "FILE")]
     negative: PathBuf,
-    /// Hook point, such as blocks.12.hook_resid_post; `info` lists them.
+    /// Hook point, such as `blocks.12.hook_resid_post`; `info` lists them.
     #[arg(long, value_name = "NAME")]
     hook: String,
     /// What stands for a prompt: the mean over its tokens without the first, or its last token.
