@@ -67,11 +67,12 @@ pub(super) struct Args {
     #[arg(long, value_name = "BEFORE,AFTER", default_value = "16,8", value_parser = window)]
     context: Window,
     #[command(flatten)]
-    ask: AskArgs,
-    #[command(flatten)]
     filter: FilterArgs,
     #[command(flatten)]
     force: ForceArgs,
+    // Their headings hold for whatever follows.
+    #[command(flatten)]
+    ask: AskArgs,
 }
 
 /// Which features to show, and how much of each.
