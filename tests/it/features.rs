@@ -214,10 +214,9 @@ mod cut_off {
     fn set_up() -> Cli {
         let cli = Cli::new();
         cli.copy(&trained().path("sae"), "sae");
-        cli.write_world(3000);
-        let cache = format!(
-            "cache --model demo --data world.jsonl --hook {HOOK} --context-size 32 --tokens 120k --out acts -q"
-        );
+        cli.write_world(2000);
+        let cache =
+            format!("cache --model demo --data world.jsonl --hook {HOOK} --context-size 32 --tokens 80k --out acts -q");
         cli.run(&cache).ok();
         cli
     }

@@ -94,7 +94,7 @@ struct AskArgs {
     /// Show this many live features, drawn at random.
     #[arg(long, value_name = "N", conflicts_with = "feature")]
     random: Option<usize>,
-    /// Seed of what is drawn: of --random, and of the examples of an index that is made.
+    /// Seed of the draw.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Order: index, density, max, mean, std, skewness or kurtosis.
@@ -145,7 +145,8 @@ impl Args {
             interval_examples: self.interval_examples,
             window: self.context,
             max_sequences: None,
-            seed: self.ask.seed,
+            // An index is the same whatever is drawn from it.
+            seed: 0,
         }
     }
 
