@@ -84,7 +84,7 @@ enum Command {
     /// Rewrite a dictionary in another tool's format.
     Convert(convert::Args),
     /// What each feature fires on and what it writes.
-    Features(features::Args),
+    Features(Box<features::Args>),
     /// Generate text with features clamped, added, scaled or ablated.
     Steer(steer::Args),
 }
@@ -141,7 +141,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Report(args) => report::run(args, ui),
         Command::Eval(args) => eval::run(args, common, ui),
         Command::Convert(args) => convert::run(args, ui),
-        Command::Features(args) => features::run(args, common, ui),
+        Command::Features(args) => features::run(*args, common, ui),
         Command::Steer(args) => steer::run(args, common, ui),
     }
 }

@@ -225,9 +225,7 @@ fn promoted(index: &IndexFile, terms: &[&str], found: &mut [Found]) -> Result<()
         let mut is_term = vec![false; highest];
         let mut any = false;
         for (i, token) in words.tokens.iter().enumerate() {
-            let piece = words.bytes(i)?;
-            let same =
-                piece.len() <= 4 * term.len() + 8 && String::from_utf8_lossy(piece).trim().to_lowercase() == **term;
+            let same = is_word(words.bytes(i)?, term);
             is_term[token as usize] = same;
             any |= same;
         }
