@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn rare_features_are_counted_exactly() {
         let fires = |f: usize, row: u64| {
-            let group = row / 40 % 6 == (f / 3) as u64 && row % 7 == 0 && !hash(f, row).is_multiple_of(5);
+            let group = row / 40 % 6 == (f / 3) as u64 && row.is_multiple_of(7) && !hash(f, row).is_multiple_of(5);
             if group { 1.0 + (hash(f + 50, row) % 100) as f32 / 50.0 } else { 0.0 }
         };
         let all = features(12, 2000, fires);
