@@ -2,9 +2,9 @@
 
     pip install numpy safetensors && python tests/features_check.py INDEX CACHE SAE [MODEL]
 
-Activations are computed here in float64, in the index in float32, so values may differ in the last bits and two
-positions whose activations are closer than that may change places; nothing else may differ. MODEL is a Hugging Face
-directory, for the promoted tokens.
+Activations are computed here in float64, in the index in float32, so values may differ in the last bits, and two
+positions whose activations are closer than that may change places, which is counted; nothing else may differ. MODEL is
+a Hugging Face directory, for the promoted tokens.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-TOLERANCE = 2e-5  # relative to the feature's maximum
+TOLERANCE = 1e-6  # of the terms that an activation is the sum of: norm of the row times norm of the encoder column
 ROWS = 2048
 
 
@@ -108,6 +108,8 @@ def main(index_dir, cache_dir, sae_dir, model_dir=None):
         for to, what in zip(found, (part[row], feature, value)):
             to.append(what)
     place, feature, value = map(np.concatenate, found)
+    norms = np.linalg.norm(rows[places[:: max(1, len(places) // 2000)]].astype(np.float64), axis=1)
+    terms = np.median(norms) * np.linalg.norm(w["W_enc"], axis=0)
     order = np.argsort(feature, kind="stable")  # places stay ascending within a feature
     place, feature, value = place[order], feature[order], value[order]
     bounds = np.searchsorted(feature, np.arange(f + 1))
@@ -125,7 +127,7 @@ def main(index_dir, cache_dir, sae_dir, model_dir=None):
         assert difference <= 2 + len(v) // 10000, f"feature {i} fires {index['count'][i]} times, here {len(v)}"
         if len(v) == 0:
             continue
-        scale = v.max()
+        close = TOLERANCE * max(v.max(), terms[i])
         own = range(offsets[i], offsets[i + 1])
         top = [e for e in own if index["examples.interval"][e] == 255]
         expected = strongest_apart(at, v, context, k, window)
@@ -134,10 +136,10 @@ def main(index_dir, cache_dir, sae_dir, model_dir=None):
         for e, (sequence, position, strength) in zip(top, expected):
             s, p, x = (int(index["examples.sequence"][e]), int(index["examples.position"][e]), index["examples.value"][e])
             here = where[s * context + p]
-            worst = max(worst, abs(x - here) / scale)
-            assert abs(x - here) <= TOLERANCE * scale, f"feature {i}: {x} at {s}:{p}, here {here}"
+            worst = max(worst, abs(x - here) / max(v.max(), terms[i]))
+            assert abs(x - here) <= close, f"feature {i}: {x} at {s}:{p}, here {here}"
             if (s, p) != (sequence, position):
-                assert abs(x - strength) <= TOLERANCE * scale, f"feature {i}: {s}:{p}, here {sequence}:{position}"
+                assert abs(x - strength) <= 2 * close, f"feature {i}: {s}:{p}, here {sequence}:{position}"
                 swapped += 1
             checked += 1
         for e in own:
@@ -149,7 +151,7 @@ def main(index_dir, cache_dir, sae_dir, model_dir=None):
             around = dict(zip(index["firings.position"][a:b].tolist(), index["firings.value"][a:b].tolist()))
             for q in range(max(0, p - window["before"]), min(context, p + window["after"] + 1)):
                 here = where.get(s * context + q, 0.0)
-                assert abs(around.get(q, 0.0) - here) <= TOLERANCE * scale, f"feature {i} around {s}:{p} at {q}"
+                assert abs(around.get(q, 0.0) - here) <= close, f"feature {i} around {s}:{p} at {q}: {around.get(q, 0.0)}, here {here} {close}"
             if index["examples.interval"][e] != 255:
                 interval = int(index["examples.interval"][e])
                 to = index["intervals.to"][i]
@@ -159,10 +161,10 @@ def main(index_dir, cache_dir, sae_dir, model_dir=None):
         inside = np.histogram(v, np.concatenate([[0.0], index["intervals.to"][i]]))[0]
         assert np.abs(inside.astype(int) - index["intervals.count"][i].astype(int)).sum() <= 4, f"feature {i}"
         for name, here in [("mean", v.mean()), ("std", v.std()), ("max", v.max()), ("min", v.min())]:
-            assert abs(index[name][i] - here) <= 1e-3 * scale, f"feature {i}: {name} {index[name][i]}, here {here}"
+            assert abs(index[name][i] - here) <= 1e-3 * v.max() + close, f"feature {i}: {name} {index[name][i]}, here {here}"
     print(f"{checked} strongest and {drawn_checked} drawn examples of {f} features agree in sequence, position, document,"
           f" text and activations; {swapped} changed places within rounding, {miscounted} features differ in count;"
-          f" largest difference {worst:.1e} of a feature's maximum")
+          f" largest difference {worst:.1e} of the terms")
 
     unit = w["W_dec"] / np.maximum(np.linalg.norm(w["W_dec"], axis=1, keepdims=True), 1e-30)
     some = np.random.default_rng(0).choice(f, min(f, 300), replace=False)

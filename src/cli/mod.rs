@@ -91,7 +91,7 @@ enum Command {
     /// Rewrite a dictionary in another tool's format.
     Convert(convert::Args),
     /// What each feature fires on and what it writes.
-    Features(features::Args),
+    Features(Box<features::Args>),
     /// What every layer would say: logit lens, and which parts make a token's logit.
     Lens(Box<lens::Args>),
     /// Which layers, positions, heads and features carry an answer: activation and path patching, ablation, knock-out.
@@ -99,9 +99,9 @@ enum Command {
     /// Induction, previous-token and duplicate-token scores of all attention heads.
     Heads(heads::Args),
     /// Generate text with features or vectors clamped, added, scaled, capped or removed; compare strengths.
+    Steer(steer::Args),
     /// Linear probes: in which layers a label of texts can be read off, and the direction that does it.
     Probe(Box<probe::Args>),
-    Steer(steer::Args),
 }
 
 /// How a command ended when it did not fail.
@@ -156,7 +156,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Report(args) => report::run(args, ui),
         Command::Eval(args) => eval::run(args, common, ui),
         Command::Convert(args) => convert::run(args, ui),
-        Command::Features(args) => features::run(args, common, ui),
+        Command::Features(args) => features::run(*args, common, ui),
         Command::Lens(args) => lens::run(*args, common, ui),
         Command::Patch(args) => patch::run(&args, common, ui),
         Command::Heads(args) => heads::run(args, common, ui),

@@ -1,7 +1,7 @@
 //! Finding features by words.
 //!
-//! The words are looked for in labels, in the text of examples and among promoted tokens, whatever the case. A feature
-//! scores
+//! The words are looked for in labels, in the text of examples and among promoted tokens, whatever the case; in text they
+//! have to begin where a word begins. A feature scores
 //!
 //! ```text
 //! 2 · label  +  Σ strength / examples  +  ½ · promoted
@@ -17,6 +17,7 @@
 //!
 //! Equal scores are in the order of their numbers. The text of the examples is scanned as bytes, once a query.
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::arrays::Array;
@@ -24,6 +25,8 @@ use super::open::{IndexFile, between};
 use super::write::TOP;
 use crate::base::{Error, Result};
 
+/// Features that one task looks at.
+const TASK_FEATURES: usize = 256;
 /// The part of its peak that an example counts where the words are only near.
 const NEAR: f32 = 0.1;
 
@@ -96,7 +99,11 @@ impl Matches {
         let tokens = starts.len().saturating_sub(1);
         let mut marked = vec![false; tokens];
         let (mut any, mut token) = (false, 0);
-        for place in memchr::memmem::find_iter(text, needle.as_bytes()) {
+        let inside_word = |place: usize| {
+            let letter = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+            letter(needle.as_bytes().first()) && place > 0 && letter(text.get(place - 1))
+        };
+        for place in memchr::memmem::find_iter(text, needle.as_bytes()).filter(|&place| !inside_word(place)) {
             any = true;
             // Places ascend, so the token that holds one is at or after the last.
             token += starts[token..].partition_point(|&start| start <= place).saturating_sub(1);
@@ -162,35 +169,32 @@ fn examples(index: &IndexFile, phrase: &str, terms: &[&str], found: &mut [Found]
         firing_value: arrays.get("firings.value")?,
     };
     let (length, window) = (index.header.context_size, index.header.settings.window);
-    let (positions, rows) = (stored.position.iter(), stored.row.iter());
-    let places = positions.zip(rows).map(|(position, row)| (position as usize, row as usize));
-    // Most examples match nothing, so they are passed by before anything else is read of them.
-    let mut hits = places.enumerate().filter(|(_, (position, row))| {
-        let around = window.around(*position, length);
-        let range = row * length + around.start..row * length + around.end;
-        matches.iter().all(|matches| matches.any(range.clone()))
-    });
-    let mut next = hits.next();
-    for found in found {
+    found.par_iter_mut().with_min_len(TASK_FEATURES).try_for_each(|found| {
         let own = between(&stored.offsets, found.feature as usize)?;
-        let max = index.summaries()[found.feature as usize].max.abs();
+        let max = index.summaries().get(found.feature as usize).map_or(0.0, |summary| summary.max.abs());
         let (mut sum, mut best) = (0.0, 0.0);
-        while let Some((e, (_, row))) = next.filter(|(e, _)| *e < own.end) {
-            let on_words = stored.strength(e, row * length, &matches)?;
+        let places = stored.position.range(own.clone())?.zip(stored.row.range(own.clone())?);
+        for (e, (position, row)) in own.clone().zip(places) {
+            let (around, first) = (window.around(position as usize, length), row as usize * length);
+            let range = first + around.start..first + around.end;
+            // Most examples match nothing, so nothing else is read of them.
+            if !matches.iter().all(|matches| matches.any(range.clone())) {
+                continue;
+            }
+            let on_words = stored.strength(e, first, &matches)?;
             let strength = on_words.max(NEAR * stored.value.at(e)?.abs()) / max;
             sum += strength;
             found.matches += 1;
             if stored.interval.at(e)? == TOP && strength > best {
                 (best, found.best_example) = (strength, Some(e - own.start));
             }
-            next = hits.next();
         }
         if sum > 0.0 {
             let top = stored.interval.range(own)?.filter(|&interval| interval == TOP).count();
             found.examples = weight * sum / top.max(1) as f32;
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 impl Stored<'_> {
@@ -225,9 +229,7 @@ fn promoted(index: &IndexFile, terms: &[&str], found: &mut [Found]) -> Result<()
         let mut is_term = vec![false; highest];
         let mut any = false;
         for (i, token) in words.tokens.iter().enumerate() {
-            let piece = words.bytes(i)?;
-            let same =
-                piece.len() <= 4 * term.len() + 8 && String::from_utf8_lossy(piece).trim().to_lowercase() == **term;
+            let same = is_word(words.bytes(i)?, term);
             is_term[token as usize] = same;
             any |= same;
         }
@@ -269,6 +271,7 @@ mod tests {
         assert_eq!(marked, [false, true, true, false, true, false]);
         assert!(golden.any(0..6) && !golden.any(3..4) && !golden.any(0..1));
         assert!(Matches::of("gate golden", text, &starts).is_none());
+        assert!(Matches::of("gol", text, &starts).is_some() && Matches::of("ate", text, &starts).is_none());
     }
 
     #[test]

@@ -20,12 +20,14 @@ pub struct Sketch {
 }
 
 /// The finished sketch of one feature.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Sample {
     /// Numbers and activations, ascending by number.
     pub(super) entries: Vec<(u32, f32)>,
-    /// The chance that a position was kept.
-    pub(super) chance: f64,
+    /// Every position with a number below this is in the sample, or does not belong to the feature.
+    pub(super) threshold: u64,
+    /// The share of the feature's positions that is in the sample.
+    pub(super) share: f64,
 }
 
 impl Sketch {
@@ -52,18 +54,19 @@ impl Sketch {
         }
     }
 
-    /// The sample: all positions below the number of the last one kept, which is the threshold and no member, so that
-    /// estimates have no bias.
-    pub(super) fn sample(&self) -> Sample {
+    /// The sample of a feature that fires on `count` positions: all below the number of the last one kept, which is the
+    /// threshold and no member.
+    pub(super) fn sample(&self, count: u64) -> Sample {
         let mut entries = self.entries.clone();
         entries.sort_unstable();
         let dropped = self.limit.is_some() || entries.len() > SKETCH;
         entries.truncate(SKETCH);
-        let mut chance = 1.0;
-        if dropped && let Some(last) = entries.pop() {
-            chance = f64::from((last >> 32) as u32) / 2f64.powi(32);
+        let last = if dropped { entries.pop() } else { None };
+        Sample {
+            share: entries.len() as f64 / count.max(1) as f64,
+            threshold: last.map_or(1 << 32, |last| last >> 32),
+            entries: entries.iter().map(|e| ((e >> 32) as u32, f32::from_bits(*e as u32))).collect(),
         }
-        Sample { entries: entries.iter().map(|e| ((e >> 32) as u32, f32::from_bits(*e as u32))).collect(), chance }
     }
 }
 
@@ -83,15 +86,16 @@ mod tests {
     fn a_rare_feature_is_known_exactly_and_a_frequent_one_by_the_smallest_numbers() {
         let mut rare = Sketch::default();
         (0..150u64).for_each(|row| rare.add(number_of(row), row as f32));
-        let sample = rare.sample();
-        assert!(sample.entries.len() == 150 && sample.chance == 1.0);
+        let sample = rare.sample(150);
+        assert!(sample.entries.len() == 150 && sample.share >= 1.0 && sample.threshold == 1 << 32);
         let mut frequent = Sketch::default();
         (0..50_000u64).for_each(|row| frequent.add(number_of(row), row as f32));
-        let sample = frequent.sample();
+        let sample = frequent.sample(50_000);
         let mut all: Vec<(u32, f32)> = (0..50_000u64).map(|row| (number_of(row), row as f32)).collect();
         all.sort_unstable_by_key(|e| e.0);
         assert_eq!(sample.entries, all[..SKETCH - 1]);
-        let estimate = sample.entries.len() as f64 / sample.chance;
+        assert_eq!(sample.threshold, u64::from(all[SKETCH - 1].0));
+        let estimate = sample.entries.len() as f64 / sample.threshold as f64 * 2f64.powi(32);
         assert!((estimate / 50_000.0 - 1.0).abs() < 0.25, "{estimate}");
     }
 

@@ -127,8 +127,8 @@ fn write_figures(to: &mut ArraysWriter, index: &FeatureIndex) {
     to.add("histogram.counts", BINS / 2, histograms.iter().flat_map(|h| bins(&h.1)));
     let intervals =
         |stats: &FeatureStats| (0..INTERVALS).map(|i| stats.histogram.interval_count(i)).collect::<Vec<_>>();
-    to.add("intervals.to", INTERVALS, index.features.iter().flat_map(|stats| intervals(stats)).map(|i| i.0));
-    to.add("intervals.count", INTERVALS, index.features.iter().flat_map(|stats| intervals(stats)).map(|i| i.1));
+    to.add("intervals.to", INTERVALS, index.features.iter().flat_map(&intervals).map(|i| i.0));
+    to.add("intervals.count", INTERVALS, index.features.iter().flat_map(intervals).map(|i| i.1));
 }
 
 /// The examples of a feature, the strongest first, then those of each interval from the highest down in the order of the
@@ -155,7 +155,8 @@ fn in_order(stats: &FeatureStats, n: usize) -> Vec<(u8, Example)> {
 fn write_examples(to: &mut ArraysWriter, index: &FeatureIndex, text: &IndexText) {
     let window = index.settings.window;
     let (mut offsets, mut firings) = (vec![0u64], vec![0u64]);
-    let (mut examples, mut around): (Vec<(u8, Example)>, Vec<(u32, f32)>) = (Vec::new(), Vec::new());
+    let mut examples: Vec<(u8, Example)> = Vec::new();
+    let mut around: Vec<(u32, f32)> = Vec::new();
     for stats in &index.features {
         for (interval, example) in in_order(stats, index.settings.interval_examples) {
             let first = i64::from(example.position) - window.before as i64;
@@ -188,8 +189,8 @@ fn write_effects(to: &mut ArraysWriter, effects: &[LogitEffects]) {
         list: impl Fn(&'a LogitEffects) -> &'a [TokenLogit],
     ) {
         let n = effects.first().map_or(1, |e| list(e).len()).max(1);
-        to.add(names[0], n, effects.iter().flat_map(|e| list(e)).map(|t| t.token));
-        to.add(names[1], n, effects.iter().flat_map(|e| list(e)).map(|t| t.logit));
+        to.add(names[0], n, effects.iter().flat_map(&list).map(|t| t.token));
+        to.add(names[1], n, effects.iter().flat_map(list).map(|t| t.logit));
     }
     tokens(to, ["promoted.token", "promoted.logit"], effects, |e| &e.raw.promoted);
     tokens(to, ["suppressed.token", "suppressed.logit"], effects, |e| &e.raw.suppressed);

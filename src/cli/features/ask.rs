@@ -157,20 +157,29 @@ struct Neighbour {
     peaks: Vec<String>,
 }
 
+/// In which ways two features are alike.
+#[derive(Default)]
+struct Ways {
+    cosine: Option<f32>,
+    jaccard: Option<f32>,
+    correlation: Option<f32>,
+}
+
 fn like(args: &Args, index: &IndexFile, feature: u32, ui: &Ui) -> Result<()> {
     let record = index.record(feature)?;
-    let mut ways: BTreeMap<u32, (Option<f32>, Option<f32>, Option<f32>)> = BTreeMap::new();
+    let mut ways: BTreeMap<u32, Ways> = BTreeMap::new();
     for near in &record.nearest {
-        ways.entry(near.feature).or_default().0 = Some(near.cosine);
+        ways.entry(near.feature).or_default().cosine = Some(near.cosine);
     }
     for together in &record.coactive {
         let way = ways.entry(together.feature).or_default();
-        (way.1, way.2) = (Some(together.jaccard), Some(together.correlation));
+        way.jaccard = Some(together.jaccard);
+        way.correlation = Some(together.correlation);
     }
     let allowed = select(index.summaries(), &Query { limit: None, ..args.query(index) })?;
     let allowed: BTreeSet<u32> = allowed.into_iter().collect();
     let mut like = Vec::new();
-    for (other, (cosine, jaccard, correlation)) in ways.into_iter().filter(|(f, _)| allowed.contains(f)) {
+    for (other, Ways { cosine, jaccard, correlation }) in ways.into_iter().filter(|(f, _)| allowed.contains(f)) {
         let of_other = index.record(other)?;
         like.push(Neighbour {
             feature: other,

@@ -177,7 +177,7 @@ impl Job<'_> {
         findings.write(artifact.dir(), &header, tokenizer)?;
         std::fs::remove_file(&plan.path).map_err(Error::io("remove the checkpoint", &plan.path))?;
         let target = artifact.target().to_path_buf();
-        artifact.finish(&RunRecord { inputs, ..RunRecord::new("features", &all, args.ask.seed) })?;
+        artifact.finish(&RunRecord { inputs, ..RunRecord::new("features", &all, settings.seed) })?;
         ui.say(format!("wrote {}", target.display()));
         IndexFile::open(&target)
     }

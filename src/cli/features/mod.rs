@@ -68,13 +68,14 @@ pub(super) struct Args {
     #[arg(long, value_name = "BEFORE,AFTER", default_value = "16,8", value_parser = window)]
     context: Window,
     #[command(flatten)]
-    ask: AskArgs,
-    #[command(flatten)]
     publish: publish::PublishArgs,
     #[command(flatten)]
     filter: FilterArgs,
     #[command(flatten)]
     force: ForceArgs,
+    // Their headings hold for whatever follows.
+    #[command(flatten)]
+    ask: AskArgs,
 }
 
 /// Which features to show, and how much of each.
@@ -96,7 +97,7 @@ struct AskArgs {
     /// Show this many live features, drawn at random.
     #[arg(long, value_name = "N", conflicts_with = "feature")]
     random: Option<usize>,
-    /// Seed of what is drawn: of --random, and of the examples of an index that is made.
+    /// Seed of the draw.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Order: index, density, max, mean, std, skewness or kurtosis.
@@ -147,7 +148,8 @@ impl Args {
             interval_examples: self.interval_examples,
             window: self.context,
             max_sequences: None,
-            seed: self.ask.seed,
+            // An index is the same whatever is drawn from it.
+            seed: 0,
         }
     }
 

@@ -81,9 +81,9 @@ fn show(
     let begins = opened.tokenizer.prefix(bos).is_some();
     let counts = |position: usize, token: u32, norm: f64| {
         // Without a special token in front the first position is text that someone asked about.
-        !(filter.skip_first && begins && position == 0)
-            && !(filter.skip_special && special.contains(&token))
-            && limit.is_none_or(|limit| norm <= limit)
+        let first = filter.skip_first && begins && position == 0;
+        let special = filter.skip_special && special.contains(&token);
+        !first && !special && limit.is_none_or(|limit| norm <= limit)
     };
     let summaries = index.map(IndexFile::summaries);
     let mut found = on_text(&opened.model, dictionary, &tokens, &counts, summaries)?;
@@ -118,7 +118,7 @@ struct Report<'a> {
 #[derive(Serialize)]
 struct Firing<'a> {
     #[serde(flatten)]
-    firing: &'a FiringFeature,
+    on_text: &'a FiringFeature,
     label: Option<&'a str>,
     density: Option<f64>,
 }
@@ -163,8 +163,11 @@ impl<'a> Answer<'a> {
 
     fn report(&self, text: &'a str) -> Report<'a> {
         let pieces = self.pieces();
-        let firing =
-            |f: &'a FiringFeature| Firing { firing: f, label: self.label(f.feature), density: self.density(f.feature) };
+        let firing = |f: &'a FiringFeature| Firing {
+            on_text: f,
+            label: self.label(f.feature),
+            density: self.density(f.feature),
+        };
         let on_token = |(position, token): (usize, &String)| OnToken {
             position,
             token: token.clone(),
