@@ -183,13 +183,13 @@ fn in_blocks(site: Site) -> bool {
 
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     args.check()?;
-    let artifact = args.out.as_ref().map(|out| Artifact::begin(out, true)).transpose()?;
     let examples = read(&args)?;
     let files = open::locate(&args.model, ui)?;
     let config = open::config(&files)?;
     let hooks = args.hooks(&config)?;
     let bos = if args.no_bos { BosPolicy::Never } else { BosPolicy::Prepend };
     let dictionaries = open_dictionaries(&args, &config, bos, ui)?;
+    let artifact = args.out.as_ref().map(|out| Artifact::begin(out, true)).transpose()?;
     let plan = hooks.iter().chain(dictionaries.iter().map(|(hook, _)| hook));
     let plan = plan.fold(HookPlan::new(), |plan, &hook| plan.capture(hook));
     let opened = open::open_for(&plan, &files, args.dtype, common.device)?;

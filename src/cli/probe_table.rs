@@ -121,7 +121,7 @@ pub(super) fn print(report: &Report<'_>, ui: &Ui) -> Result<()> {
 const FIGURES: [&str; 5] = [">accuracy", ">F1", ">AUROC", ">control", ">selectivity"];
 
 fn table(report: &Report<'_>) -> Table {
-    let mut table = Table::new(&[&["hook", "method"], &FIGURES[..]].concat());
+    let mut table = Table::new(&[&["hook", "method"], &FIGURES[..], &[""]].concat());
     for (i, probe) in report.result.dense.iter().enumerate() {
         let first = i == 0 || report.result.dense[i - 1].hook != probe.hook;
         let mut cells =
@@ -131,6 +131,8 @@ fn table(report: &Report<'_>) -> Table {
             cells[0] = probe.hook.to_string();
             cells = cells.into_iter().map(|cell| paint(GREEN.bold(), cell)).collect();
             cells.push(paint(GREEN, "best"));
+        } else {
+            cells.push(String::new());
         }
         table.row(cells);
     }

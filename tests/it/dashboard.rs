@@ -78,13 +78,15 @@ struct Seen {
 }
 
 fn open(browser: &str, cli: &Cli, page: &Path) -> Seen {
-    let log = cli.path("net.json");
+    // Browsers that run at once need a profile each.
+    let name = page.file_stem().unwrap().to_string_lossy();
+    let log = cli.path(&format!("{name}.net.json"));
     let flags = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
                  --disable-component-update --disable-sync --disable-extensions --enable-logging=stderr --v=0 \
                  --virtual-time-budget=20000 --dump-dom";
     let mut command = cli.program(browser);
     command.args(flags.split_whitespace());
-    command.arg(format!("--user-data-dir={}", cli.path("profile").display()));
+    command.arg(format!("--user-data-dir={}", cli.path(&format!("{name}.profile")).display()));
     command.arg(format!("--log-net-log={}", log.display()));
     let output = command.arg(format!("file://{}", page.display())).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -36,11 +36,16 @@ fn an_index_is_exported_for_every_program() {
         feature["activations"][0]["values"].as_array().unwrap().iter().filter_map(Value::as_f64).fold(0.0, f64::max);
     assert!((peak - max).abs() < 1e-4 * max, "{peak} {max}");
 
+    cli.copy(&cli.path("index"), "other");
+    cli.run_with(&format!("features label --index index {id}"), "a name of mine").ok();
     let shown = cli.run(&format!("{line} neuronpedia --export-set res-test --out exports --json")).json();
     assert!(shown["written"][0].as_str().unwrap().ends_with("demo/1-res-test"), "{shown}");
     for name in ["release.jsonl", "model.jsonl", "sourceset.jsonl", "source.jsonl", "features/batch-0.jsonl.gz"] {
         assert!(cli.path("exports/demo/1-res-test").join(name).exists(), "{name}");
     }
+    // Names come back from the export as they went.
+    cli.run("features labels import --index other exports/demo/1-res-test/explanations/batch-0.jsonl.gz").ok();
+    assert!(cli.run("features labels list --index other").ok().contains("a name of mine"));
     cli.run(&format!("{line} circuit-tracer --out graphs")).ok();
     // Layer 1 and feature 0 pair to 1.
     let panel = json(cli.path("graphs/features/res-160/1.json"));

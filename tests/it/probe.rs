@@ -2,19 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use mechinterp::demo::World;
+use mechinterp::demo::{Lang, Relation, World};
 use serde_json::{Value, json};
 
 use crate::fixture::{Cli, HOOK, trained};
 
-/// Texts that end in a city or a country of the built-in world, labelled with the continent.
+/// Questions in which continent a country lies, in three languages, labelled with the answer.
 fn write_continents(cli: &Cli) {
     let world = World::new(World::BUILT_IN_SEED);
     let mut lines = String::new();
-    for prompt in world.single_hop_prompts() {
-        let named = |kind: &str| prompt.concepts.iter().find_map(|c| c.strip_prefix(kind)).map(str::to_owned);
-        let (Some(continent), Some(country)) = (named("continent:"), named("country:")) else { continue };
-        let line = json!({"text": prompt.text, "label": continent, "country": country, "asia": continent == "Asia"});
+    for prompt in world.single_hop_prompts().iter().filter(|prompt| prompt.relation == Relation::Continent) {
+        let country = prompt.concepts.iter().find_map(|c| c.strip_prefix("country:")).unwrap();
+        let line = json!({"text": prompt.text, "label": world.answer(prompt.fact, Lang::English), "country": country});
         lines += &(line.to_string() + "\n");
     }
     cli.write("continents.jsonl", lines);
@@ -26,14 +25,14 @@ fn the_built_in_model_knows_continents_and_the_control_does_not() {
     write_continents(&cli);
     let sae = cli.copy(&trained().path("sae"), "sae");
     let line =
-        "probe --model demo --data continents.jsonl --positive Asia --layers 0,1,2 --sae sae --out probes --json";
+        "probe --model demo --data continents.jsonl --positive Asia --layers 0,1,2,3 --sae sae --out probes --json";
     let found = cli.run(line).json();
     let best = &found["best_probe"];
     let of = |value: &Value| value.as_f64().unwrap();
     assert!(of(&best["test"]["accuracy"]) > 0.97, "{best}");
     assert!(of(&best["control_accuracy"]) < 0.8 && of(&best["selectivity"]) > 0.15, "{best}");
     assert!(of(&best["test"]["accuracy"]) > of(&found["majority_accuracy"]) + 0.1, "{found}");
-    assert_eq!((found["dense"].as_array().unwrap().len(), found["sparse"].as_array().unwrap().len()), (6, 3));
+    assert_eq!((found["dense"].as_array().unwrap().len(), found["sparse"].as_array().unwrap().len()), (8, 3));
     assert_eq!(found["classes"][1]["label"], "Asia");
     let files: BTreeSet<String> = std::fs::read_dir(cli.path("probes"))
         .unwrap()

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::linear::{Linear, Rows, Scaler, add_scaled, dot};
-use super::logistic::{self, LogisticSettings};
+use super::logistic::{Design, LogisticSettings};
 
 /// How a direction is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,19 +52,47 @@ pub struct Fitted {
     pub iterations: Option<usize>,
 }
 
+/// Rows to fit on by one method, perhaps for several labels.
+#[derive(Debug, Clone)]
+pub struct Task {
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Logistic { design: Design, scaler: Option<Scaler> },
+    Means(Rows),
+}
+
+impl Task {
+    /// Prepares `rows`.
+    pub fn new(method: Method, mut rows: Rows, settings: FitSettings) -> Self {
+        if method == Method::DifferenceOfMeans {
+            return Self { kind: Kind::Means(rows) };
+        }
+        let scaler = settings.standardize.then(|| Scaler::of(&rows));
+        if let Some(scaler) = &scaler {
+            scaler.apply(&mut rows);
+        }
+        Self { kind: Kind::Logistic { design: Design::new(rows, settings.logistic), scaler } }
+    }
+
+    /// Fits `labels`, numbers below `classes` that all occur.
+    pub fn fit(&self, labels: &[usize], classes: usize) -> Fitted {
+        match &self.kind {
+            Kind::Means(rows) => Fitted { linear: difference_of_means(rows, labels, classes), iterations: None },
+            Kind::Logistic { design, scaler } => {
+                let found = design.fit(labels, classes);
+                let linear = scaler.as_ref().map_or(found.linear.clone(), |scaler| found.linear.unscaled(scaler));
+                Fitted { linear, iterations: Some(found.iterations) }
+            }
+        }
+    }
+}
+
 /// Fits `labels`, numbers below `classes` that all occur, on `rows`.
 pub fn fit(method: Method, rows: &Rows, labels: &[usize], classes: usize, settings: FitSettings) -> Fitted {
-    if method == Method::DifferenceOfMeans {
-        return Fitted { linear: difference_of_means(rows, labels, classes), iterations: None };
-    }
-    if !settings.standardize {
-        let found = logistic::fit(rows, labels, classes, settings.logistic);
-        return Fitted { linear: found.linear, iterations: Some(found.iterations) };
-    }
-    let (scaler, mut scaled) = (Scaler::of(rows), rows.clone());
-    scaler.apply(&mut scaled);
-    let found = logistic::fit(&scaled, labels, classes, settings.logistic);
-    Fitted { linear: found.linear.unscaled(&scaler), iterations: Some(found.iterations) }
+    Task::new(method, rows.clone(), settings).fit(labels, classes)
 }
 
 /// Two classes: `w = μ₁ − μ₀`, zero halfway between the means. More: `w_c = μ_c − μ̄` with `μ̄` the mean of the class

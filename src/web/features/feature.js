@@ -25,6 +25,7 @@ function percent(share) {
   const p = 100 * share;
   return (p === 0 ? "0" : p >= 10 ? p.toFixed(0) : p >= 1 ? p.toFixed(1) : p >= 0.01 ? p.toFixed(2) : p.toPrecision(1)) + " %";
 }
+const two = (x) => x.toFixed(2).replace("-", "−");
 const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍").replaceAll(" ", "·");
 const token = (text) => h("span", { class: "tok" }, visible(text).replace(/^·(?=.)/, " "));
 
@@ -123,9 +124,9 @@ function neighbours(index, feature) {
   };
   const tables = [];
   if (feature.c.length) tables.push(h("table", {}, h("caption", {}, "writes alike (cosine of decoder rows)"),
-    rows(feature.c, 2, (id, cosine) => row(id, cosine.toFixed(2), ""))));
+    rows(feature.c, 2, (id, cosine) => row(id, two(cosine), ""))));
   if (feature.o.length) tables.push(h("table", {}, h("caption", {}, "fires together (Jaccard)"),
-    rows(feature.o, 4, (id, jaccard, r, cosine) => row(id, jaccard.toFixed(2), `correlation ${r.toFixed(2)}, cosine ${cosine.toFixed(2)}`))));
+    rows(feature.o, 4, (id, jaccard, r, cosine) => row(id, two(jaccard), `correlation ${two(r)}, cosine ${two(cosine)}`))));
   return card("Related features", "", ...tables);
 }
 
@@ -143,7 +144,7 @@ function neurons(index, feature) {
   const row = (name, value, note) => h("tr", {}, h("td", { class: "i" }, String(name)), h("td", { class: "n" }, value), h("td", { class: "n" }, note));
   const tables = [table("coordinates of its decoder row", feature.a, 3, (at, value, share) => row(at, number(value), percent(share)))];
   if (feature.u && feature.u.length) {
-    tables.push(table(`neurons of ${index.head.neurons_of} that write alike (cosine)`, feature.u, 2, (at, cosine) => row(at, cosine.toFixed(2), "")));
+    tables.push(table(`neurons of ${index.head.neurons_of} that write alike (cosine)`, feature.u, 2, (at, cosine) => row(at, two(cosine), "")));
   }
   return card("Where it writes", "", ...tables);
 }
