@@ -44,7 +44,7 @@ pub(super) struct Args {
     /// Layers to probe: all, or a list such as 0,5,10.
     #[arg(long, value_name = "all|LIST", default_value = "all", value_parser = layers)]
     layers: Layers,
-    /// What to read in each layer, such as hook_resid_post or attn.hook_z; or one hook point by its full name.
+    /// What to read in each layer, such as `hook_resid_post` or `attn.hook_z`; or one hook point by its full name.
     #[arg(long, value_name = "NAME", default_value = "hook_resid_post")]
     hook: String,
     /// Dictionary whose features are probed too, k at a time; repeat the flag for several.
@@ -53,7 +53,7 @@ pub(super) struct Args {
     /// Features that a probe on a dictionary reads, one probe for each number.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,2,5")]
     k: Vec<usize>,
-    /// How directions are found: logistic, difference_of_means.
+    /// How directions are found: `logistic`, `difference_of_means`.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "logistic,difference_of_means", value_parser = method)]
     method: Vec<Method>,
     /// What makes a text's row: its last token, or the mean or maximum over tokens. Special tokens never count.
@@ -133,11 +133,11 @@ impl Args {
 
     fn settings(&self) -> ProbeSettings {
         let mut distinct = Vec::new();
-        self.method.iter().for_each(|m| {
-            if !distinct.contains(m) {
-                distinct.push(*m)
+        for method in &self.method {
+            if !distinct.contains(method) {
+                distinct.push(*method);
             }
-        });
+        }
         ProbeSettings {
             methods: distinct,
             position: self.position,
@@ -207,9 +207,9 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         ui.say(format!("wrote {}", target.display()));
     }
     if ui.json() {
-        ui.out_json(&report)?
+        ui.out_json(&report)?;
     } else {
-        probe_table::print(&report, ui)?
+        probe_table::print(&report, ui)?;
     }
     Ok(Outcome::Done)
 }

@@ -197,8 +197,12 @@ fn mistakes(report: &Report<'_>, ui: &Ui) -> Result<()> {
     if all.is_empty() {
         return Ok(());
     }
-    let shown = all.len().min(SHOWN_MISTAKES);
-    ui.out(paint(DIM, format!("{} held-out texts it gets wrong; the {shown} it is surest of:", all.len())))?;
+    let said = match all.len() {
+        1 => "one held-out text it gets wrong:".to_owned(),
+        n if n <= SHOWN_MISTAKES => format!("{n} held-out texts it gets wrong:"),
+        n => format!("{n} held-out texts it gets wrong; the {SHOWN_MISTAKES} it is surest of:"),
+    };
+    ui.out(paint(DIM, said))?;
     let mut table = Table::new(&[">line", "label", "it says", "text"]);
     for MistakenText { line, text, label, predicted, .. } in all.iter().take(SHOWN_MISTAKES) {
         let room = columns().saturating_sub(label.len() + predicted.len() + 16).max(24);

@@ -1,4 +1,4 @@
-//! Indexes in the formats of Neuronpedia, SAEDashboard and circuit-tracer; `tests/exports_check.py` opens such files
+//! Indexes in the formats of Neuronpedia, `SAEDashboard` and circuit-tracer; `tests/exports_check.py` opens such files
 //! with those programs.
 
 use std::path::Path;

@@ -101,12 +101,14 @@ fn difference_of_means(rows: &Rows, labels: &[usize], classes: usize) -> Linear 
     let d = rows.width();
     let mut means = vec![0.0; classes * d];
     let mut counts = vec![0usize; classes];
-    for (row, &label) in rows.iter().zip(labels) {
+    for (row, &label) in rows.each().zip(labels) {
         add_scaled(&mut means[label * d..][..d], 1.0, row);
         counts[label] += 1;
     }
     for (mean, &count) in means.chunks_exact_mut(d.max(1)).zip(&counts) {
-        mean.iter_mut().for_each(|m| *m /= count.max(1) as f64);
+        for m in mean {
+            *m /= count.max(1) as f64;
+        }
     }
     if let (2, (zero, one)) = (classes, means.split_at(d.min(means.len()))) {
         let weights: Vec<f64> = one.iter().zip(zero).map(|(b, a)| b - a).collect();

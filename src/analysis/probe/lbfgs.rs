@@ -51,7 +51,7 @@ pub(super) fn minimise(
             let there = f(&next, &mut next_gradient);
             // Near the minimum differences of values drown in rounding; the slope still tells.
             let slack = 1e-14 * value.abs();
-            if !(there <= value + C1 * step * slope + slack) {
+            if there.is_nan() || there > value + C1 * step * slope + slack {
                 high = step;
             } else if dot(&direction, &next_gradient) < C2 * slope {
                 low = step;
@@ -108,7 +108,9 @@ fn descent(gradient: &[f64], history: &VecDeque<Pair>, solve: &dyn Fn(&mut [f64]
         let mut solved = y.clone();
         solve(&mut solved);
         let scale = 1.0 / (rho * dot(y, &solved));
-        q.iter_mut().for_each(|q| *q *= scale);
+        for q in &mut q {
+            *q *= scale;
+        }
     }
     for (Pair { s, y, rho }, alpha) in history.iter().zip(alphas.into_iter().rev()) {
         let beta = rho * dot(y, &q);

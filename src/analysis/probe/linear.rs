@@ -41,7 +41,7 @@ impl Rows {
     }
 
     /// Row by row.
-    pub fn iter(&self) -> std::slice::ChunksExact<'_, f64> {
+    pub fn each(&self) -> std::slice::ChunksExact<'_, f64> {
         self.values.chunks_exact(self.width.max(1))
     }
 
@@ -64,11 +64,11 @@ impl Scaler {
     pub fn of(rows: &Rows) -> Self {
         let (n, d) = (rows.len().max(1) as f64, rows.width());
         let mut mean = vec![0.0; d];
-        for row in rows.iter() {
+        for row in rows.each() {
             mean.iter_mut().zip(row).for_each(|(m, x)| *m += x / n);
         }
         let mut variance = vec![0.0; d];
-        for row in rows.iter() {
+        for row in rows.each() {
             variance.iter_mut().zip(row.iter().zip(&mean)).for_each(|(v, (x, m))| *v += (x - m) * (x - m) / n);
         }
         // A coordinate that varies by rounding alone is constant.
@@ -167,7 +167,7 @@ mod tests {
         let mut scaled = rows.clone();
         scaler.apply(&mut scaled);
         for coordinate in 0..3 {
-            let column: Vec<f64> = scaled.iter().map(|row| row[coordinate]).collect();
+            let column: Vec<f64> = scaled.each().map(|row| row[coordinate]).collect();
             assert!(column.iter().sum::<f64>().abs() < 1e-12);
             assert!((column.iter().map(|x| x * x).sum::<f64>() / 12.0 - 1.0).abs() < 1e-12);
         }
@@ -182,7 +182,7 @@ mod tests {
         let mut rows = Rows::new(vec![0.1, 1.0, 0.1, 3.0, 0.1, 8.0], 2);
         let scaler = Scaler::of(&rows);
         scaler.apply(&mut rows);
-        assert!(rows.iter().all(|row| row[0].abs() < 1e-15));
+        assert!(rows.each().all(|row| row[0].abs() < 1e-15));
     }
 
     #[test]

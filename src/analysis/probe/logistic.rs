@@ -80,7 +80,9 @@ impl Design {
         let minimum = minimise(start, TOLERANCE, settings.max_iterations, &solve, |theta, gradient| {
             let loss = loss(rows, labels, outputs, theta, gradient);
             let weights = &theta[..outputs * d];
-            gradient.iter_mut().for_each(|g| *g /= n);
+            for g in gradient.iter_mut() {
+                *g /= n;
+            }
             add_scaled(&mut gradient[..outputs * d], penalty, weights);
             loss / n + 0.5 * penalty * dot(weights, weights)
         });
@@ -93,7 +95,7 @@ impl Design {
 /// The bound of the second derivative, `[d + 1, d + 1]`. It only guides the solver, so f32 products do.
 fn bound(rows: &Rows, settings: LogisticSettings) -> Vec<f64> {
     let (n, side) = (rows.len(), rows.width() + 1);
-    let narrow: Vec<f32> = rows.iter().flat_map(|row| row.iter().map(|&x| x as f32).chain([1.0])).collect();
+    let narrow: Vec<f32> = rows.each().flat_map(|row| row.iter().map(|&x| x as f32).chain([1.0])).collect();
     let x = Matrix::new(&narrow, n, side);
     let scale = 0.25 / n.max(1) as f64;
     let mut bound: Vec<f64> = gemm::multiply(x.t(), x).into_iter().map(|x| f64::from(x) * scale).collect();
@@ -163,7 +165,9 @@ fn loss(rows: &Rows, labels: &[usize], outputs: usize, theta: &[f64], gradient: 
     });
     let parts: Vec<(f64, Vec<f64>)> = parts.collect();
     gradient.fill(0.0);
-    parts.iter().for_each(|(_, part)| add_scaled(gradient, 1.0, part));
+    for (_, part) in &parts {
+        add_scaled(gradient, 1.0, part);
+    }
     parts.iter().map(|(loss, _)| loss).sum()
 }
 
@@ -178,7 +182,9 @@ fn slopes(z: &mut [f64], label: usize) -> f64 {
     let own = z.get(label).copied().unwrap_or_default();
     let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let total: f64 = z.iter().map(|z| (z - largest).exp()).sum();
-    z.iter_mut().for_each(|z| *z = (*z - largest).exp() / total);
+    for z in z.iter_mut() {
+        *z = (*z - largest).exp() / total;
+    }
     if let Some(own) = z.get_mut(label) {
         *own -= 1.0;
     }
@@ -219,7 +225,7 @@ mod tests {
     #[test]
     fn fits_converge_on_separable_data_and_do_not_depend_on_threads() {
         let rows = data(600, 4);
-        let labels: Vec<usize> = rows.iter().map(|row| usize::from(row[0] + row[1] > 0.1)).collect();
+        let labels: Vec<usize> = rows.each().map(|row| usize::from(row[0] + row[1] > 0.1)).collect();
         let settings = LogisticSettings { c: 100.0, ..LogisticSettings::default() };
         let fit = || Design::new(rows.clone(), settings).fit(&labels, 2);
         let fitted = with_threads(1, fit);

@@ -125,7 +125,9 @@ pub(super) fn pool(model: &Model, texts: &[PooledText], wanted: Wanted<'_>, prog
     progress.end();
     let codes = codes.into_iter().zip(dictionaries).map(|(rows, (_, dictionary))| {
         let mut codes = SparseCodes::new(dictionary.d_sae());
-        rows.iter().for_each(|(features, values)| codes.push_row(features, values));
+        for (features, values) in &rows {
+            codes.push_row(features, values);
+        }
         codes
     });
     Ok(Pooled { codes: codes.collect(), rows })

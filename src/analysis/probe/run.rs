@@ -182,7 +182,7 @@ pub fn probe(
         Some((best, outputs)) => (Some(*best), task.mistakes(outputs)),
         None => (None, Vec::new()),
     };
-    Ok(ProbeRun { majority_accuracy, dense, sparse, best, mistakes, split })
+    Ok(ProbeRun { split, majority_accuracy, dense, sparse, best, mistakes })
 }
 
 fn better(a: &DenseProbe, b: &DenseProbe) -> bool {

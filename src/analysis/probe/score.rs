@@ -1,5 +1,7 @@
 //! How well a classifier does on texts whose class is known.
 
+use std::cmp::Ordering;
+
 use serde::Serialize;
 
 /// Figures that scikit-learn gives under the same names.
@@ -58,7 +60,9 @@ pub fn log_softmax(outputs: &mut [f64], columns: usize) {
     for row in outputs.chunks_exact_mut(columns.max(1)) {
         let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let total = row.iter().map(|z| (z - largest).exp()).sum::<f64>().ln() + largest;
-        row.iter_mut().for_each(|z| *z -= total);
+        for z in row {
+            *z -= total;
+        }
     }
 }
 
@@ -76,8 +80,8 @@ fn auroc(scores: &[f64], positive: &[bool]) -> Option<f64> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_unstable_by(|&a, &b| scores[a].total_cmp(&scores[b]));
     let (mut rank_sum, mut start) = (0.0, 0);
-    for tied in order.chunk_by(|&a, &b| scores[a] == scores[b]) {
-        let rank = start as f64 + (tied.len() as f64 + 1.0) / 2.0;
+    for tied in order.chunk_by(|&a, &b| scores[a].partial_cmp(&scores[b]).is_some_and(Ordering::is_eq)) {
+        let rank = start as f64 + f64::midpoint(tied.len() as f64, 1.0);
         rank_sum += rank * tied.iter().filter(|&&i| positive[i]).count() as f64;
         start += tied.len();
     }

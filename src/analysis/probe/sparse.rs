@@ -135,7 +135,9 @@ mod tests {
     fn three_classes_have_a_probe_each() {
         let labels: Vec<usize> = (0..60).map(|i| i % 3).collect();
         let mut codes = SparseCodes::new(4);
-        labels.iter().for_each(|&label| codes.push_row(&[label as u32 + 1], &[2.0]));
+        for &label in &labels {
+            codes.push_row(&[label as u32 + 1], &[2.0]);
+        }
         let all: Vec<usize> = (0..60).collect();
         let found = SparseFit::new(&codes, &all, &labels, 3, 1, FitSettings::default());
         assert_eq!(found.features.iter().map(|f| (f.class, f.feature)).collect::<Vec<_>>(), [(0, 1), (1, 2), (2, 3)]);

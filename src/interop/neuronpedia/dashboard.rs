@@ -1,5 +1,5 @@
-//! SAEDashboard's batches (`sae_dashboard.neuronpedia.neuronpedia_dashboard.NeuronpediaDashboardBatch`), which
-//! Neuronpedia's `convert-saedashboard-to-neuronpedia-export.py` takes. Keys and their order are SAEDashboard's.
+//! `SAEDashboard`'s batches (`sae_dashboard.neuronpedia.neuronpedia_dashboard.NeuronpediaDashboardBatch`), which
+//! Neuronpedia's `convert-saedashboard-to-neuronpedia-export.py` takes. Keys and their order are `SAEDashboard`'s.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::base::Result;
 use crate::base::artifact::{write_atomic_with, write_json};
 use crate::base::progress::Unit;
 
-/// Features of one file, SAEDashboard's default.
+/// Features of one file, `SAEDashboard`'s default.
 const BATCH: usize = 128;
 /// Tokens, neurons and features in the tables.
 const LOGITS: usize = 10;
@@ -29,8 +29,9 @@ struct Batch<'a> {
     features: Vec<Feature>,
 }
 
-/// A feature as SAEDashboard writes it.
+/// A feature as `SAEDashboard` writes it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names are those of the format")]
 pub(super) struct Feature {
     pub(super) feature_index: u32,
     pub(super) neuron_alignment_indices: Vec<u32>,

@@ -45,7 +45,7 @@ struct FeatureRow<'a> {
     tables: Tables<'a>,
 }
 
-/// The columns that keep SAEDashboard's names.
+/// The columns that keep `SAEDashboard`'s names.
 #[derive(Debug, Serialize)]
 struct Tables<'a> {
     neuron_alignment_indices: &'a [u32],
@@ -203,7 +203,7 @@ fn activation_row<'a>(
         layer: source_id,
         model_id: &names.model_id,
         max_value: if values.is_empty() { 0.0 } else { largest },
-        max_value_token_index: values.iter().position(|v| *v == largest).unwrap_or_default(),
+        max_value_token_index: values.iter().position(|v| v.total_cmp(&largest).is_eq()).unwrap_or_default(),
         min_value: values.iter().copied().reduce(f64::min).unwrap_or_default(),
         values,
         creator_id: CREATOR_ID,

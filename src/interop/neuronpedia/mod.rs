@@ -1,4 +1,4 @@
-//! Feature indexes as other programs show them: Neuronpedia's export layout, SAEDashboard's batches, and the files of
+//! Feature indexes as other programs show them: Neuronpedia's export layout, `SAEDashboard`'s batches, and the files of
 //! circuit-tracer's feature panel. Written only; what comes back from people are labels, which the index reads itself.
 //!
 //! | target | files |

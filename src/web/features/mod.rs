@@ -77,7 +77,7 @@ fn page(out: &mut impl Write, blocks: &Blocks) -> std::io::Result<()> {
     for (name, data) in &blocks.first {
         block::write(out, name, data)?;
     }
-    write!(out, "<script>{SCRIPT}</script>\n")?;
+    writeln!(out, "<script>{SCRIPT}</script>")?;
     for (number, data) in blocks.chunks.iter().enumerate() {
         block::write(out, &format!("c{number}"), data)?;
     }
