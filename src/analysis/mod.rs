@@ -1,9 +1,13 @@
-//! What the features of a dictionary mean and do: top examples, statistics, the tokens they write, evaluation, and
-//! steering. Everything here returns data; the command line renders it.
+//! What the features of a dictionary mean and do: top examples, statistics, the tokens they write, evaluation,
+//! steering, and probes. Everything here returns data; the command line renders it.
 
 pub mod eval;
 pub mod feature;
+pub mod heads;
+pub mod lens;
+pub mod patch;
 mod placement;
+pub mod probe;
 pub mod rewrite;
 pub mod sequences;
 pub mod sources;
@@ -13,7 +17,7 @@ pub use placement::Placement;
 pub use rewrite::{FeatureEdit, FeatureOp, FeatureRewrite};
 pub use sequences::{SequenceBatch, SequenceSource};
 pub use sources::{CacheSequences, LiveSequences};
-pub use steer::{SteerPositions, SteerResult, SteerSettings, steer};
+pub use steer::{DirectionEdit, DirectionOp, Intervention, SteerPositions, SteerResult, SteerSettings, steer};
 
 use crate::base::{Error, Progress, Result};
 

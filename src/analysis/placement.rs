@@ -66,6 +66,11 @@ impl Placement {
         })
     }
 
+    /// A whole point.
+    pub fn at(point: HookPoint) -> Self {
+        Self { point, head: None }
+    }
+
     /// An edit here.
     pub fn edit(self, op: EditOp) -> Edit {
         Edit { head: self.head, ..Edit::new(self.point, op) }
@@ -88,7 +93,8 @@ impl Placement {
         )
     }
 
-    fn width(self, config: &ModelConfig) -> Option<usize> {
+    /// Number of values a position has here, where that is fixed.
+    pub fn width(self, config: &ModelConfig) -> Option<usize> {
         let full = self.point.site.width(config)?;
         let Some(heads) = self.point.site.heads(config) else { return Some(full) };
         Some(if self.head.is_some() { full / heads.max(1) } else { full })

@@ -10,12 +10,15 @@
 //! | add `v` | `f(h) + v` | `v W_dec[f]`, the raw decoder row (Neuronpedia's additive steering) |
 //! | scale by `v` | `v f(h)` | `(v − 1) f(h) W_dec[f]` |
 //! | ablate | 0 | `−f(h) W_dec[f]` |
+//! | cap at `v` | `min(f(h), v)` | `(min(f(h), v) − f(h)) W_dec[f]` |
 //!
 //! Where the dictionary normalises rows, one unit of activation is worth its decoder row times the row's own scale, and
 //! every change above is multiplied by it ([`Dictionary::output_scales`]).
 //!
 //! The error term is kept: what the dictionary does not reconstruct, and all other features, stay as they are, so an
-//! edit that asks for the present activation changes nothing (Templeton et al. 2024, "Scaling Monosemanticity").
+//! edit that asks for the present activation changes nothing (Templeton et al. 2024, "Scaling Monosemanticity"; SAELens'
+//! `HookedSAETransformer` with `use_error_term`). Without it ([`FeatureRewrite::error_term`]) `h` on the right is the
+//! dictionary's reconstruction, and the model sees nothing but features.
 
 use std::sync::Arc;
 
@@ -39,6 +42,18 @@ pub enum FeatureOp {
     Scale(f32),
     /// Set its activation to zero.
     Ablate,
+    /// Set its activation to this where it is larger.
+    Cap(f32),
+}
+
+impl FeatureOp {
+    /// The value that it is given, if any.
+    pub fn value(self) -> Option<f32> {
+        match self {
+            Self::Clamp(v) | Self::Add(v) | Self::Scale(v) | Self::Cap(v) => Some(v),
+            Self::Ablate => None,
+        }
+    }
 }
 
 /// A change of one feature. Several of one feature apply one after the other.
@@ -58,6 +73,7 @@ impl std::fmt::Display for FeatureEdit {
             FeatureOp::Add(v) => write!(f, "add {v} of feature {feature}"),
             FeatureOp::Scale(v) => write!(f, "scale feature {feature} by {v}"),
             FeatureOp::Ablate => write!(f, "ablate feature {feature}"),
+            FeatureOp::Cap(v) => write!(f, "cap feature {feature} at {v}"),
         }
     }
 }
@@ -85,8 +101,11 @@ pub struct FeatureRewrite {
     /// The change of activation is `gain · f(h) + offset`, both `[1, k]`.
     gain: Tensor,
     offset: Tensor,
-    /// Whether any gain is not zero, so that `f(h)` is needed.
+    /// Lowest and highest target, `[1, k]`, where any is finite.
+    bounds: Option<(Tensor, Tensor)>,
+    /// Whether the change depends on `f(h)`.
     reads: bool,
+    error_term: bool,
     max_norm: Option<f64>,
     d: usize,
 }
@@ -107,15 +126,16 @@ impl FeatureRewrite {
         let (d, k) = (dictionary.d_in(), features.len());
         let encoder = dictionary.encoder_columns(&features)?;
         let mut decoder = Vec::with_capacity(k * d);
-        let (mut gain, mut offset) = (Vec::with_capacity(k), Vec::with_capacity(k));
+        let mut targets = Vec::with_capacity(k);
         for &feature in &features {
             let row = dictionary.decoder_row(feature)?;
             let norm = activation_per_row(dictionary, row);
             decoder.extend(row.iter().map(|w| w / norm));
-            let (slope, constant) = affine(edits.iter().filter(|e| e.feature == feature), norm);
-            gain.push(slope - 1.0);
-            offset.push(constant);
+            let own = edits.iter().filter(|e| e.feature == feature);
+            targets.push(own.fold(Target::KEEP, |target, edit| target.then(edit.op, norm)));
         }
+        let each = |value: fn(&Target) -> f32| targets.iter().map(value).collect::<Vec<f32>>();
+        let bounded = targets.iter().any(|t| t.low.is_finite() || t.high.is_finite());
         let of = |values: &[f32]| features.iter().map(|&f| values[f as usize]).collect::<Vec<f32>>();
         let threshold = match &dictionary.activation {
             Activation::Relu => Some(vec![0.0; k]),
@@ -135,9 +155,15 @@ impl FeatureRewrite {
             center: center.transpose()?,
             threshold: tensor(threshold.unwrap_or_else(|| vec![0.0; k]), 1, k)?,
             decoder: tensor(decoder, k, d)?,
-            reads: gain.iter().any(|g| *g != 0.0),
-            gain: tensor(gain, 1, k)?,
-            offset: tensor(offset, 1, k)?,
+            reads: bounded || targets.iter().any(|t| t.slope - 1.0 != 0.0),
+            gain: tensor(each(|t| t.slope - 1.0), 1, k)?,
+            offset: tensor(each(|t| t.constant), 1, k)?,
+            bounds: if bounded {
+                Some((tensor(each(|t| t.low), 1, k)?, tensor(each(|t| t.high), 1, k)?))
+            } else {
+                None
+            },
+            error_term: true,
             max_norm: None,
             features,
             d,
@@ -150,6 +176,25 @@ impl FeatureRewrite {
     pub fn max_norm(mut self, limit: Option<f64>) -> Self {
         self.max_norm = limit;
         self
+    }
+
+    /// Whether what the dictionary does not reconstruct is kept, as it is by default. Without it rows become their
+    /// reconstructions, with the edited activations.
+    #[must_use]
+    pub fn error_term(mut self, keep: bool) -> Self {
+        self.error_term = keep;
+        self
+    }
+
+    /// The change of the features' activations, `[n, k]`, for `x` `[n, d]` in f32.
+    fn change(&self, x: &Tensor) -> Result<Tensor> {
+        if !self.reads {
+            return Ok(self.offset.broadcast_as((x.dim(0)?, self.features.len()))?.contiguous()?);
+        }
+        let f = self.activations(x)?;
+        let change = f.broadcast_mul(&self.gain)?.broadcast_add(&self.offset)?;
+        let Some((low, high)) = &self.bounds else { return Ok(change) };
+        Ok(change.maximum(&low.broadcast_sub(&f)?)?.minimum(&high.broadcast_sub(&f)?)?)
     }
 
     /// Activations of the edited features, `[n, k]`, for `x` `[n, d]` in f32.
@@ -179,23 +224,24 @@ impl Rewrite for FeatureRewrite {
 
     fn rewrite(&self, x: &Tensor) -> Result<Tensor> {
         let wide = x.to_dtype(DType::F32)?;
-        let change = if self.reads {
-            self.activations(&wide)?.broadcast_mul(&self.gain)?.broadcast_add(&self.offset)?
-        } else {
-            self.offset.broadcast_as((wide.dim(0)?, self.features.len()))?.contiguous()?
-        };
-        let mut step = change.matmul(&self.decoder)?;
+        let mut step = self.change(&wide)?.matmul(&self.decoder)?;
         if self.dictionary.normalizes_rows()
             && let Some(scales) = self.dictionary.output_scales(&host(&wide)?)?
         {
             step = step.broadcast_mul(&Tensor::from_vec(scales, (wide.dim(0)?, 1), wide.device())?)?;
         }
+        let mut changed = if self.error_term {
+            (&wide + step)?
+        } else {
+            let reconstruction = self.dictionary.reconstruct(&host(&wide)?)?;
+            (Tensor::from_vec(reconstruction, wide.shape(), wide.device())? + step)?
+        };
         if let Some(limit) = self.max_norm {
             let norms = wide.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
-            let touched = norms.le(limit)?.broadcast_as(step.shape())?.contiguous()?;
-            step = touched.where_cond(&step, &step.zeros_like()?)?;
+            let touched = norms.le(limit)?.broadcast_as(wide.shape())?.contiguous()?;
+            changed = touched.where_cond(&changed, &wide)?;
         }
-        (wide + step)?.to_dtype(x.dtype()).during(|| self.describe())
+        changed.to_dtype(x.dtype()).during(|| self.describe())
     }
 }
 
@@ -205,13 +251,11 @@ fn host(x: &Tensor) -> Result<Vec<f32>> {
 
 fn check_edits(edits: &[FeatureEdit]) -> Result<()> {
     if edits.is_empty() {
-        let remedy = "name features with --feature ID and say --clamp, --add, --scale or --ablate";
+        let remedy = "name features with --feature ID and say --clamp, --add, --scale, --cap or --ablate";
         return Err(Error::flag("--feature", "at least one feature", "none", remedy));
     }
     for edit in edits {
-        if let FeatureOp::Clamp(v) | FeatureOp::Add(v) | FeatureOp::Scale(v) = edit.op
-            && !v.is_finite()
-        {
+        if let Some(v) = edit.op.value().filter(|v| !v.is_finite()) {
             return Err(Error::flag("--feature", "finite strengths", v, "the maximum activation is a usual strength"));
         }
     }
@@ -227,12 +271,39 @@ pub(super) fn activation_per_row(dictionary: &Dictionary, row: &[f32]) -> f32 {
     }
 }
 
-/// The target `slope · f(h) + constant` after all edits of a feature.
-fn affine<'a>(edits: impl Iterator<Item = &'a FeatureEdit>, norm: f32) -> (f32, f32) {
-    edits.fold((1.0, 0.0), |(slope, constant), edit| match edit.op {
-        FeatureOp::Clamp(v) => (0.0, v),
-        FeatureOp::Add(v) => (slope, constant + v * norm),
-        FeatureOp::Scale(v) => (slope * v, constant * v),
-        FeatureOp::Ablate => (0.0, 0.0),
-    })
+/// What a sequence of operations makes of an activation: `clamp(slope · f(h) + constant, low, high)`. Every operation
+/// keeps that form.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Target {
+    slope: f32,
+    constant: f32,
+    low: f32,
+    high: f32,
+}
+
+impl Target {
+    /// No operation.
+    const KEEP: Self = Self { slope: 1.0, constant: 0.0, low: f32::NEG_INFINITY, high: f32::INFINITY };
+
+    fn always(constant: f32) -> Self {
+        Self { slope: 0.0, constant, ..Self::KEEP }
+    }
+
+    /// After one more operation on a feature whose decoder row is worth `norm` units of activation.
+    fn then(self, op: FeatureOp, norm: f32) -> Self {
+        let Self { slope, constant, low, high } = self;
+        match op {
+            FeatureOp::Clamp(v) => Self::always(v),
+            FeatureOp::Ablate | FeatureOp::Scale(0.0) => Self::always(0.0),
+            FeatureOp::Add(v) => {
+                let v = v * norm;
+                Self { slope, constant: constant + v, low: low + v, high: high + v }
+            }
+            FeatureOp::Scale(v) => {
+                let (low, high) = if v < 0.0 { (high, low) } else { (low, high) };
+                Self { slope: slope * v, constant: constant * v, low: low * v, high: high * v }
+            }
+            FeatureOp::Cap(v) => Self { slope, constant, low: low.min(v), high: high.min(v) },
+        }
+    }
 }

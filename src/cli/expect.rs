@@ -21,6 +21,21 @@ pub(crate) struct ForceArgs {
     force: bool,
 }
 
+impl ForceArgs {
+    /// An error that names both sides, or with `--force` a warning.
+    ///
+    /// # Errors
+    /// `Mismatch`, unless forced.
+    pub(crate) fn allow(self, what: &'static str, both: (String, String), remedy: &str, ui: &Ui) -> Result<()> {
+        let (left, right) = both;
+        if self.force {
+            ui.progress().warn(&format!("{left} against {right}; going on as told"));
+            return Ok(());
+        }
+        Err(Error::Mismatch { what, left, right, remedy: format!("{remedy}; or go on regardless with --force") })
+    }
+}
+
 /// What a command gives a dictionary. Absent is what follows from the dictionary itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Given<'a> {

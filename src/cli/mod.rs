@@ -17,10 +17,17 @@ mod expect;
 mod feature_page;
 mod features;
 mod filter;
+mod heads;
+mod heatmap;
 mod info;
+mod lens;
 mod method;
 mod model_name;
 mod open;
+mod patch;
+mod places;
+mod probe;
+mod probe_table;
 mod progress;
 mod prompts;
 mod render;
@@ -84,9 +91,17 @@ enum Command {
     /// Rewrite a dictionary in another tool's format.
     Convert(convert::Args),
     /// What each feature fires on and what it writes.
-    Features(features::Args),
-    /// Generate text with features clamped, added, scaled or ablated.
+    Features(Box<features::Args>),
+    /// What every layer would say: logit lens, and which parts make a token's logit.
+    Lens(Box<lens::Args>),
+    /// Which layers, positions, heads and features carry an answer: activation and path patching, ablation, knock-out.
+    Patch(Box<patch::Args>),
+    /// Induction, previous-token and duplicate-token scores of all attention heads.
+    Heads(heads::Args),
+    /// Generate text with features or vectors clamped, added, scaled, capped or removed; compare strengths.
     Steer(steer::Args),
+    /// Linear probes: in which layers a label of texts can be read off, and the direction that does it.
+    Probe(Box<probe::Args>),
 }
 
 /// How a command ended when it did not fail.
@@ -141,7 +156,11 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Report(args) => report::run(args, ui),
         Command::Eval(args) => eval::run(args, common, ui),
         Command::Convert(args) => convert::run(args, ui),
-        Command::Features(args) => features::run(args, common, ui),
+        Command::Features(args) => features::run(*args, common, ui),
+        Command::Lens(args) => lens::run(*args, common, ui),
+        Command::Patch(args) => patch::run(&args, common, ui),
+        Command::Heads(args) => heads::run(args, common, ui),
+        Command::Probe(args) => probe::run(*args, common, ui),
         Command::Steer(args) => steer::run(args, common, ui),
     }
 }

@@ -15,7 +15,7 @@ pub(super) struct PromptArgs {
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
     /// Prompts of a file, one a line; in a .jsonl file the field `text` or `prompt` of every line. Repeatable.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", visible_alias = "prompts")]
     prompt_file: Vec<PathBuf>,
     /// Token ids to run as they are, as in 1,2,3; repeat the flag for several lists.
     #[arg(long, value_name = "IDS")]
@@ -59,6 +59,11 @@ enum Contents {
 pub(super) struct Given(Vec<(String, Contents)>);
 
 impl PromptArgs {
+    /// The prompts of one file.
+    pub(super) fn of_file(path: &Path) -> Self {
+        Self { prompt: Vec::new(), prompt_file: vec![path.into()], tokens: Vec::new(), tokens_file: Vec::new() }
+    }
+
     /// Reads the files.
     ///
     /// # Errors
@@ -80,6 +85,29 @@ impl PromptArgs {
 }
 
 impl Given {
+    /// The texts as they were given; `None` for token lists.
+    pub(super) fn texts(&self) -> Vec<Option<String>> {
+        let text = |(_, contents): &(String, Contents)| match contents {
+            Contents::Text(text) => Some(text.clone()),
+            Contents::Tokens(_) => None,
+        };
+        self.0.iter().map(text).collect()
+    }
+
+    /// The same with every text put into another form, such as a chat template.
+    ///
+    /// # Errors
+    /// `Flag` when there are token lists, and whatever `render` gives.
+    pub(super) fn rendered(self, render: impl Fn(&str) -> Result<String>) -> Result<Self> {
+        let render = |(origin, contents): (String, Contents)| match contents {
+            Contents::Text(text) => Ok((origin, Contents::Text(render(&text)?))),
+            Contents::Tokens(_) => {
+                Err(Error::flag("--tokens", "texts, with --chat", "token ids", "write the message with --prompt"))
+            }
+        };
+        Ok(Self(self.0.into_iter().map(render).collect::<Result<_>>()?))
+    }
+
     /// Token ids for every prompt, checked against the model.
     ///
     /// # Errors
@@ -145,6 +173,19 @@ fn lines_of(
         found.push((format!("line {} of {name}", i + 1), contents));
     }
     if found.is_empty() { Err(bad("an empty file".into())) } else { Ok(found) }
+}
+
+/// The prompts of a file, as `--prompt-file` takes them.
+///
+/// # Errors
+/// As [`PromptArgs::read`].
+pub(super) fn texts(path: &Path) -> Result<Vec<String>> {
+    let lines = lines_of("prompt file", path, prompt_of(path))?;
+    let text = |contents| match contents {
+        Contents::Text(text) => Some(text),
+        Contents::Tokens(_) => None,
+    };
+    Ok(lines.into_iter().filter_map(|(_, contents)| text(contents)).collect())
 }
 
 /// How the lines of this file hold prompts: as they are, or as JSON.

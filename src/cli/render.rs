@@ -196,7 +196,7 @@ pub(crate) fn side_by_side(left: (&str, &str), right: (&str, &str), columns: usi
 }
 
 /// `text` in lines of at most `width` columns, broken between words where possible.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for paragraph in text.trim_end().split('\n') {
         let mut line = String::new();

@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::chat::CHAT_TEMPLATE;
 use super::checkpoint::{self, CONFIG, TOKENIZER, TOKENIZER_CONFIG};
 use super::gguf::is_gguf;
 use crate::base::artifact::hash_file;
@@ -187,6 +188,7 @@ fn download_model(hub: &Hub<'_>, name: &HubName, reference: &str, listing: Optio
     let tokenizer_config = optional(TOKENIZER_CONFIG)?;
     let generation_config = optional("generation_config.json")?;
     optional("special_tokens_map.json")?;
+    optional(CHAT_TEMPLATE)?;
     let weights = checkpoint::weights(optional, |name| hub.lacks(name))?;
     hub.commit()?;
     Ok(ModelFiles { dir_or_name: reference.into(), config, tokenizer, tokenizer_config, generation_config, weights })

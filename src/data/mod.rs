@@ -1,5 +1,6 @@
 //! Text: from a reference to local files, to documents, to tokens, to fixed-length sequences with provenance.
 
+pub mod chat;
 mod checkpoint;
 pub mod corpus;
 pub mod dataset;
@@ -9,6 +10,7 @@ pub mod pack;
 mod parquet;
 pub mod tokenizer;
 
+pub use chat::{ChatTemplate, Message};
 pub use corpus::{Corpus, DataFile, Document};
 pub use dataset::{locate_data, locate_dataset};
 pub use hub::{HubSettings, ModelFiles, locate_model};

@@ -34,6 +34,7 @@ mod gemma_scope;
 mod gemma_scope_2;
 mod goodfire;
 mod llama_scope;
+pub mod neuronpedia;
 mod npz;
 mod object;
 mod openai;
@@ -43,6 +44,8 @@ mod recognise;
 mod sparsify;
 mod tensors;
 mod torch_file;
+
+pub use npz::read_npy_vector;
 
 /// Whose format a dictionary is stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 
 use super::tensors::{Header, damaged};
 use crate::base::mapped::MappedBytes;
 use crate::base::zip::{self, Member};
-use crate::base::{Error, Result};
+use crate::base::{Context, Error, Result};
 
 /// An array's header is a hundred bytes; NumPy itself refuses more than 10,000.
 const LONGEST_HEADER: u64 = 10_000;
@@ -93,6 +93,31 @@ impl Npz {
     pub(super) fn release(&self) {
         self.map.release();
     }
+}
+
+/// The numbers of a `.npy` file that holds one vector, `[d]` or `[1, d]` and the like.
+///
+/// # Errors
+/// `Io`; `Malformed` when the file is no such array of floats.
+pub fn read_npy_vector(path: &Path) -> Result<Vec<f32>> {
+    let bad = |found: String| {
+        let expected = "an .npy file with one vector of floats";
+        Error::malformed("vector", path, expected, found, "write it with numpy.save(path, vector.astype('float32'))")
+    };
+    let map = MappedBytes::open(path)?;
+    let Layout { header, start, .. } = Layout::parse(&map).map_err(bad)?;
+    let Header { stored, kind, shape } = &header;
+    let numbers = map.get(start..).unwrap_or_default();
+    let size = shape.iter().try_fold(1usize, |n, &axis| n.checked_mul(axis)).unwrap_or(usize::MAX);
+    if shape.iter().filter(|&&axis| axis != 1).count() > 1 || size == 0 {
+        return Err(bad(format!("an array of shape {shape:?}")));
+    }
+    let dtype = stored.filter(DType::is_float).ok_or_else(|| bad(format!("numbers of {kind}")))?;
+    if header.bytes() != Some(numbers.len() as u64) {
+        return Err(bad(format!("{} bytes for {size} numbers of {kind}", numbers.len())));
+    }
+    let vector = Tensor::from_raw_buffer(numbers, dtype, &[size], &Device::Cpu);
+    vector.and_then(|t| t.to_dtype(DType::F32)?.to_vec1::<f32>()).during(|| format!("reading {}", path.display()))
 }
 
 impl Layout {

@@ -128,7 +128,7 @@ impl Model {
         })
     }
 
-    fn head(&self) -> Result<&Linear> {
+    pub(super) fn head(&self) -> Result<&Linear> {
         self.unembed.as_ref().ok_or_else(opened_for_less)
     }
 
@@ -160,27 +160,37 @@ impl Model {
         let (b, s) = tokens.dims2()?;
         self.check(&plan, 0, s)?;
         let pass = self.pass(0, s)?;
-        // On the CPU a few sequences at a time go through all layers on one thread: what they compute stays in its
-        // cache, and threads never wait for each other.
+        self.shared_out(b, s, plan.edits.is_empty(), |first, n| {
+            self.run(&tokens.narrow(0, first, n)?, &pass, None, Tap::new(&plan, 0, 0))
+        })
+    }
+
+    /// Calls `part(first, n)` for all `b` sequences of `s` positions. On the CPU a few sequences at a time, which may be
+    /// taken `apart`, go through all layers on one thread: what they compute stays in its cache, and threads never wait
+    /// for each other.
+    pub(super) fn shared_out(
+        &self,
+        b: usize,
+        s: usize,
+        apart: bool,
+        part: impl Fn(usize, usize) -> Result<Run> + Sync,
+    ) -> Result<Run> {
         let together = ROWS_AT_ONCE.div_ceil(s);
-        if b <= together || !plan.edits.is_empty() || !self.device().is_cpu() || self.embed.track_op() {
-            return threads::in_pool(|| self.run(tokens, &pass, None, Tap::new(&plan, 0, 0)));
+        if b <= together || !apart || !self.device().is_cpu() || self.embed.track_op() {
+            return threads::in_pool(|| part(0, b));
         }
         let starts: Vec<usize> = (0..b).step_by(together).collect();
-        let runs = starts.into_par_iter().map(|start| {
-            let tokens = tokens.narrow(0, start, together.min(b - start))?;
-            threads::on_this_thread(|| self.run(&tokens, &pass, None, Tap::new(&plan, 0, 0)))
-        });
+        let runs = starts.into_par_iter().map(|first| threads::on_this_thread(|| part(first, together.min(b - first))));
         Run::joined(runs.collect::<Result<_>>()?)
     }
 
-    fn pass(&self, offset: usize, s: usize) -> Result<Pass> {
+    pub(super) fn pass(&self, offset: usize, s: usize) -> Result<Pass> {
         Pass::new(&self.config, offset, s, self.activation_dtype(), self.device())
     }
 
     /// The number type of the stream: that of the weights, but f32 beside bf16 weights on the CPU, where our kernels
     /// round only what enters a product.
-    fn activation_dtype(&self) -> DType {
+    pub(super) fn activation_dtype(&self) -> DType {
         if self.dtype() == DType::BF16 && self.device().is_cpu() { DType::F32 } else { self.dtype() }
     }
 
@@ -205,14 +215,32 @@ impl Model {
         if tap.stop() == Stop::Embedding {
             return Ok(Run { logits: None, captures: tap.into_captures() });
         }
-        let mut x = Some(x);
-        for block in &self.blocks {
-            let Some(input) = x else { break };
-            x = block.forward(input, pass, cache.as_deref_mut(), &mut tap)?;
-        }
+        let x = self.blocks_from(0, x, pass, cache.as_deref_mut(), &mut tap)?;
         if let Some(cache) = cache {
             cache.advance(tokens)?;
         }
+        self.finish(x, last_only, tap)
+    }
+
+    /// Blocks `first..` on the stream that enters the first of them; `None` when the plan ends inside one.
+    pub(super) fn blocks_from(
+        &self,
+        first: usize,
+        x: Tensor,
+        pass: &Pass,
+        mut cache: Option<&mut KvCache>,
+        tap: &mut Tap<'_>,
+    ) -> Result<Option<Tensor>> {
+        let mut x = Some(x);
+        for block in self.blocks.iter().skip(first) {
+            let Some(input) = x else { break };
+            x = block.forward(input, pass, cache.as_deref_mut(), tap)?;
+        }
+        Ok(x)
+    }
+
+    /// The run of a pass whose blocks are done.
+    pub(super) fn finish(&self, x: Option<Tensor>, last_only: bool, mut tap: Tap<'_>) -> Result<Run> {
         let logits = match x {
             Some(x) if tap.stop() >= Stop::FinalNorm => self.unembed(&x, last_only, &mut tap)?,
             _ => None,
@@ -256,7 +284,7 @@ impl Model {
         plain::add(&x, &positions)
     }
 
-    fn unembed(&self, x: &Tensor, last_only: bool, tap: &mut Tap<'_>) -> Result<Option<Tensor>> {
+    pub(super) fn unembed(&self, x: &Tensor, last_only: bool, tap: &mut Tap<'_>) -> Result<Option<Tensor>> {
         let at = HookPoint::global;
         let x = if last_only {
             let s = x.dim(1)?;
@@ -287,7 +315,7 @@ impl Model {
     }
 
     /// Checks that the model has what `plan` needs, and room for `s` positions after `offset` earlier ones.
-    fn check(&self, plan: &ResolvedPlan, offset: usize, s: usize) -> Result<()> {
+    pub(super) fn check(&self, plan: &ResolvedPlan, offset: usize, s: usize) -> Result<()> {
         let part = |stop| match stop {
             Stop::Block(layer, _) => Stop::Block(layer, Site::Embed),
             other => other,

@@ -46,6 +46,11 @@ impl Norm {
         Ok(Self { kind, gain, bias })
     }
 
+    /// Whether the mean is subtracted, the gain, and the bias.
+    pub(super) fn parts(&self) -> (bool, Option<&Tensor>, Option<&Tensor>) {
+        (self.kind.centres(), self.gain.as_ref(), self.bias.as_ref())
+    }
+
     /// Normalises the last axis of `x`, passing divisor and quotient through their hook points.
     pub(super) fn forward(&self, x: &Tensor, tap: &mut Tap<'_>, points: NormPoints) -> Result<Tensor> {
         let hooked = tap.wants(points.scale) || tap.wants(points.normalized);
@@ -65,6 +70,17 @@ impl Norm {
         let scale = tap.edited(points.scale, scale)?;
         let normalized = centred.broadcast_div(&scale)?.to_dtype(x.dtype())?;
         self.gain_and_bias(&tap.edited(points.normalized, normalized)?)
+    }
+
+    /// What is linear in the norm of `x` `[n, width]`: centring and gain, with the divisor held at one and no bias. In
+    /// f32.
+    pub(super) fn linear_part(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.to_dtype(DType::F32)?;
+        let centred = if self.kind.centres() { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x };
+        Ok(match &self.gain {
+            Some(gain) => centred.broadcast_mul(&gain.to_dtype(DType::F32)?)?,
+            None => centred,
+        })
     }
 
     /// Dividend and divisor in f32.

@@ -2,7 +2,10 @@
 
 pub mod chart;
 pub mod eval_report;
+pub mod features;
+pub mod heatmap;
 pub mod markup;
 pub mod page;
+pub mod steer_report;
 pub mod text;
 pub mod train_report;

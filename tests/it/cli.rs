@@ -388,7 +388,7 @@ fn features_from_an_index_equal_features_from_the_cache() {
     let base = "features --sae sae --cache acts --top-k 5";
     let overview = cli.run(&format!("{base} --out {}", index.display())).ok();
     assert!(overview.contains("160 features"), "{overview}");
-    assert_eq!(std::fs::read_to_string(index.join("features.jsonl")).unwrap().lines().count(), 160);
+    assert!(index.join("features.safetensors").exists() && !index.join("checkpoint").exists());
     let direct = cli.run(&format!("{base} --random 4 --seed 2 --json")).json();
     let stored = cli.run(&format!("features --index {} --random 4 --seed 2 --top-k 5 --json", index.display())).json();
     assert_eq!(direct, stored);

@@ -70,7 +70,7 @@ fn evaluations_are_compared_and_written_for_others() {
 }
 
 /// The browser of this machine.
-fn browser() -> Option<&'static str> {
+pub(crate) fn browser() -> Option<&'static str> {
     ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
         let mut command = Command::new(name);
         command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
@@ -78,13 +78,13 @@ fn browser() -> Option<&'static str> {
 }
 
 /// What a browser says about a page: its document, messages on the console, and addresses that were asked for.
-struct Seen {
-    document: String,
-    console: Vec<String>,
-    asked: Vec<String>,
+pub(crate) struct Seen {
+    pub(crate) document: String,
+    pub(crate) console: Vec<String>,
+    pub(crate) asked: Vec<String>,
 }
 
-fn open(browser: &str, cli: &Cli, page: &Path) -> Seen {
+pub(crate) fn open(browser: &str, cli: &Cli, page: &Path) -> Seen {
     let log = cli.path("net.json");
     let flags = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
                  --disable-component-update --disable-sync --disable-extensions --enable-logging=stderr --v=0 --dump-dom";

@@ -1,17 +1,25 @@
-//! One pass over sequences that finds, for every feature at once, its statistics and strongest examples.
+//! One pass over sequences that finds, for every feature at once, its statistics and examples.
 //!
-//! Memory: one batch of rows and codes, and at most `top_k` examples a feature. A sequence lies whole in one batch, so
-//! the activations around a peak are at hand when it is found, and positions that give way to a stronger neighbour are
-//! known within the sequence: the kept examples are those that sorting all firings of all data would give.
+//! Memory: one batch of rows and codes, and of each feature at most [`IndexSettings::bytes_a_feature`], whatever the
+//! amount of text. A sequence lies whole in one batch, so the activations around a peak are at hand when it is found,
+//! and positions that give way to a stronger neighbour are known within the sequence: the strongest examples are those
+//! that sorting all firings of all data would give.
+
+use std::time::Instant;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::stats::{Example, FeatureStats, Firings, Summary, Window, strongest_apart};
+use super::checkpoint::{self, CheckpointPlan};
+use super::examples::{Example, Firings, SLOTS, Window, strongest_apart};
+use super::histogram::{BINS, INTERVALS};
+use super::sketch::{ROOM, number_of};
+use super::stats::{FeatureStats, Summary};
 use crate::analysis::sequences::{SequenceBatch, SequenceSource, batches, check_width, select_rows};
 use crate::analysis::stop_if_cancelled;
 use crate::base::progress::Unit;
-use crate::base::{Progress, Result};
+use crate::base::rng::mix;
+use crate::base::{Error, Progress, Result};
 use crate::dictionary::codes::ByFeature;
 use crate::dictionary::{Dictionary, SparseCodes};
 
@@ -21,24 +29,42 @@ const TASK_FEATURES: usize = 64;
 /// What to keep of each feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexSettings {
-    /// Examples a feature.
+    /// Strongest examples a feature.
     pub top_k: usize,
+    /// Examples drawn from each of ten intervals of its activations.
+    #[serde(default)]
+    pub interval_examples: usize,
     /// Tokens kept before and after each peak. Text explains a token mostly by what precedes it.
     pub window: Window,
     /// Sequences to read at most.
     pub max_sequences: Option<u64>,
+    /// Seed of the draw.
+    #[serde(default)]
+    pub seed: u64,
 }
 
 impl Default for IndexSettings {
     fn default() -> Self {
-        Self { top_k: 20, window: Window { before: 10, after: 5 }, max_sequences: None }
+        let window = Window { before: 10, after: 5 };
+        Self { top_k: 20, interval_examples: 5, window, max_sequences: None, seed: 0 }
+    }
+}
+
+impl IndexSettings {
+    /// The most memory that the pass takes for one feature, in bytes.
+    pub fn bytes_a_feature(&self) -> usize {
+        let slots = self.top_k + INTERVALS * self.interval_examples + 1;
+        let windows = (slots + SLOTS) * size_of::<f32>() * self.window.width();
+        // Growing lists take up to twice what they hold.
+        let lists = 2 * slots * (size_of::<Example>() + size_of::<u32>());
+        size_of::<FeatureStats>() + BINS * size_of::<u64>() + ROOM * size_of::<u64>() + windows + lists
     }
 }
 
 /// Statistics and examples of every feature of a dictionary.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FeatureIndex {
-    /// What was kept.
+    /// What was kept; windows no longer than a sequence.
     pub settings: IndexSettings,
     /// Positions counted.
     pub rows: u64,
@@ -46,6 +72,8 @@ pub struct FeatureIndex {
     pub rows_left_out: u64,
     /// Sequences read.
     pub sequences: u64,
+    /// Tokens of a sequence.
+    pub context_size: usize,
     /// By feature number.
     pub features: Vec<FeatureStats>,
 }
@@ -61,23 +89,76 @@ impl FeatureIndex {
         settings: IndexSettings,
         progress: &dyn Progress,
     ) -> Result<Self> {
+        Self::empty(dictionary, source, settings)?.go_on(dictionary, source, None, progress)
+    }
+
+    /// As [`FeatureIndex::build`], saving its state on the schedule of `plan` and when the user stops the work, and
+    /// going on from what an earlier run saved. The result equals that of an uninterrupted run.
+    ///
+    /// # Errors
+    /// As [`FeatureIndex::build`]; `Mismatch` when what was saved is of another run, `Malformed` when it does not read,
+    /// `Io`.
+    pub fn build_resumable(
+        dictionary: &Dictionary,
+        source: &dyn SequenceSource,
+        settings: IndexSettings,
+        plan: &CheckpointPlan,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let empty = Self::empty(dictionary, source, settings)?;
+        let begun = checkpoint::read(plan, &empty)?.unwrap_or(empty);
+        begun.go_on(dictionary, source, Some(plan), progress)
+    }
+
+    fn empty(dictionary: &Dictionary, source: &dyn SequenceSource, settings: IndexSettings) -> Result<Self> {
         check_width(source, dictionary)?;
+        if u32::try_from(source.sequences()).is_err() {
+            return Err(Error::Unsupported {
+                what: format!("an index over {} sequences", source.sequences()),
+                why: "examples name their sequence by 32 bits".into(),
+                remedy: "index a part of the text; a few million tokens show what features mean".into(),
+            });
+        }
+        let context_size = source.context_size();
+        let settings = IndexSettings { window: settings.window.within(context_size), ..settings };
         let features = vec![FeatureStats::default(); dictionary.d_sae()];
-        let mut index = Self { settings, rows: 0, rows_left_out: 0, sequences: 0, features };
-        let ranges: Vec<_> = batches(source, settings.max_sequences).collect();
+        Ok(Self { settings, rows: 0, rows_left_out: 0, sequences: 0, context_size, features })
+    }
+
+    fn go_on(
+        mut self,
+        dictionary: &Dictionary,
+        source: &dyn SequenceSource,
+        plan: Option<&CheckpointPlan>,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let ranges: Vec<_> = batches(source, self.settings.max_sequences).collect();
         let total = ranges.last().map_or(0, |last| last.end) * source.context_size() as u64;
         progress.begin("features", total, Unit::Tokens);
-        let mut batch = SequenceBatch::default();
+        progress.set(self.sequences * source.context_size() as u64);
+        let (mut batch, mut saved) = (SequenceBatch::default(), Instant::now());
         for range in ranges {
+            if range.start < self.sequences {
+                continue;
+            }
+            if let Some(plan) = plan
+                && (progress.cancelled() || saved.elapsed() >= plan.every)
+            {
+                checkpoint::write(plan, &self)?;
+                saved = Instant::now();
+            }
             stop_if_cancelled(progress)?;
             source.read(range, true, &mut batch)?;
             let places = batch.kept_places();
             let rows = select_rows(&batch.rows, source.width(), &places);
-            index.add(&batch, &places, &dictionary.encode(&rows)?);
+            self.add(&batch, &places, &dictionary.encode(&rows)?);
             progress.advance(batch.tokens.len() as u64);
         }
         progress.end();
-        Ok(index)
+        if let Some(plan) = plan {
+            checkpoint::write(plan, &self)?;
+        }
+        Ok(self)
     }
 
     /// Takes the codes of a batch into account; row `i` of the codes is position `places[i]` of the batch. Batches come
@@ -87,10 +168,12 @@ impl FeatureIndex {
         self.rows_left_out += (batch.tokens.len() - places.len()) as u64;
         self.sequences += batch.sequences() as u64;
         let by_feature = codes.by_feature();
-        let pass = Pass { batch, places, codes, by_feature: &by_feature, settings: self.settings };
-        self.features.par_iter_mut().enumerate().with_min_len(TASK_FEATURES).for_each(|(feature, stats)| {
-            pass.feature(feature, stats);
-        });
+        let first = batch.first * batch.context_size as u64;
+        let numbers: Vec<u32> = places.iter().map(|&place| number_of(first + u64::from(place))).collect();
+        let settings = self.settings;
+        let pass = Pass { batch, places, numbers: &numbers, codes, by_feature: &by_feature, settings };
+        let features = self.features.par_iter_mut().enumerate().with_min_len(TASK_FEATURES);
+        features.for_each_init(Scratch::default, |scratch, (feature, stats)| pass.feature(feature, stats, scratch));
     }
 
     /// The figures of every feature, by number.
@@ -104,157 +187,105 @@ impl FeatureIndex {
     }
 }
 
+/// What a task needs again and again.
+#[derive(Default)]
+struct Scratch {
+    firings: Firings,
+    strong: Firings,
+    taken: Firings,
+}
+
 /// One batch, seen by every feature.
 struct Pass<'a> {
     batch: &'a SequenceBatch,
     places: &'a [u32],
+    /// The random number of each row.
+    numbers: &'a [u32],
     codes: &'a SparseCodes,
     by_feature: &'a ByFeature,
     settings: IndexSettings,
 }
 
+/// The firings of one feature in one sequence.
+struct InSequence<'a> {
+    feature: usize,
+    sequence: usize,
+    firings: &'a [(u32, f32)],
+}
+
 impl Pass<'_> {
-    fn feature(&self, feature: usize, stats: &mut FeatureStats) {
+    fn feature(&self, feature: usize, stats: &mut FeatureStats, scratch: &mut Scratch) {
         let (rows, pairs) = self.by_feature.feature(feature);
         let length = self.batch.context_size;
-        let mut firings: Firings = Vec::new();
-        let mut sequence = 0;
+        let mut firings = std::mem::take(&mut scratch.firings);
+        firings.clear();
+        let (mut sequence, mut moved) = (0, false);
         for (&row, &pair) in rows.iter().zip(pairs) {
             let place = self.places[row as usize] as usize;
             let value = self.codes.values[pair as usize];
             if place / length != sequence {
-                self.end_sequence(sequence, &firings, stats);
+                self.end_sequence(InSequence { feature, sequence, firings: &firings }, moved, stats, scratch);
                 firings.clear();
-                sequence = place / length;
+                (sequence, moved) = (place / length, false);
             }
-            stats.add(value);
+            moved |= stats.add(value);
+            stats.sketch.add(self.numbers[row as usize], value);
             firings.push(((place % length) as u32, value));
         }
-        self.end_sequence(sequence, &firings, stats);
+        self.end_sequence(InSequence { feature, sequence, firings: &firings }, moved, stats, scratch);
+        scratch.firings = firings;
     }
 
-    fn end_sequence(&self, sequence: usize, firings: &[(u32, f32)], stats: &mut FeatureStats) {
-        if firings.is_empty() {
+    /// `moved` says that the sequence changed the bounds of the feature's intervals.
+    fn end_sequence(&self, at: InSequence<'_>, moved: bool, stats: &mut FeatureStats, scratch: &mut Scratch) {
+        if at.firings.is_empty() {
             return;
         }
         stats.sequences += 1;
+        let IndexSettings { top_k: k, interval_examples: n, window, .. } = self.settings;
         // A firing is pushed aside only by stronger ones, so those too weak to be kept need not compete.
-        let k = self.settings.top_k;
-        let strong: Firings = firings.iter().copied().filter(|f| stats.admits(f.1, k)).collect();
-        for (position, value) in strongest_apart(&strong, k, self.settings.window, self.batch.context_size) {
-            if stats.admits(value, k) {
-                stats.insert(self.example(sequence, position, value, firings), k);
+        let Scratch { strong, taken, .. } = scratch;
+        strong.clear();
+        strong.extend(at.firings.iter().filter(|f| stats.examples.admits(f.1, k)));
+        strongest_apart(strong, k, window, self.batch.context_size, taken);
+        for &(position, value) in &*taken {
+            if stats.examples.admits(value, k) {
+                let example = Example::new(value, self.number(at.sequence), position, 0);
+                stats.examples.insert(example, k, window, |to| self.around(position, at.firings, to));
+            }
+        }
+        let (histogram, examples) = (&stats.histogram, &mut stats.examples);
+        if moved {
+            examples.regroup(histogram, n);
+        }
+        let stream = mix(self.settings.seed.wrapping_add(mix(at.feature as u64 + 1)));
+        let first = (self.batch.first + at.sequence as u64) * self.batch.context_size as u64;
+        for &(position, value) in at.firings {
+            let lot = (mix(stream ^ (first + u64::from(position))) >> 32) as u32;
+            let interval = histogram.interval(value);
+            if examples.draws(interval, lot, n) {
+                let example = Example::new(value, self.number(at.sequence), position, lot);
+                let fill = |to: &mut [f32]| self.around(position, at.firings, to);
+                examples.insert_drawn(example, interval, (histogram, n), window, fill);
             }
         }
     }
 
-    fn example(&self, sequence: usize, position: u32, value: f32, firings: &[(u32, f32)]) -> Example {
-        let length = self.batch.context_size;
-        let window = self.settings.window.around(position as usize, length);
-        let first = sequence * length;
-        let mut values = vec![0.0; window.len()];
-        for &(position, value) in firings {
-            if window.contains(&(position as usize)) {
-                values[position as usize - window.start] = value;
-            }
-        }
-        Example {
-            value,
-            sequence: self.batch.first + sequence as u64,
-            position,
-            document: self.batch.documents[first + position as usize],
-            start: window.start as u32,
-            tokens: self.batch.tokens[first + window.start..first + window.end].to_vec(),
-            values,
+    fn number(&self, sequence: usize) -> u32 {
+        (self.batch.first + sequence as u64) as u32
+    }
+
+    /// Writes the firings around `position` into the slots of its window.
+    fn around(&self, position: u32, firings: &[(u32, f32)], to: &mut [f32]) {
+        let Window { before, after } = self.settings.window;
+        let (first, last) = (position.saturating_sub(before as u32), position + after as u32);
+        let start = firings.partition_point(|f| f.0 < first);
+        for &(at, value) in firings[start..].iter().take_while(|f| f.0 <= last) {
+            to[at as usize + before - position as usize] = value;
         }
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::analysis::sequences::tests::InMemory;
-    use crate::base::Silent;
-    use crate::dictionary::{Activation, Architecture, DictionaryConfig};
-    use crate::ops::gemm::tests::{numbers, with_threads};
-
-    const S: usize = 17;
-
-    /// A dictionary over rows of width `d` whose features are the inputs themselves, so that codes are known.
-    pub(crate) fn identity(d: usize) -> Dictionary {
-        let eye: Vec<f32> = (0..d * d).map(|i| if i % (d + 1) == 0 { 1.0 } else { 0.0 }).collect();
-        let config = DictionaryConfig::new(Architecture::Relu, d, d);
-        Dictionary::new(config, eye.clone(), vec![0.0; d], eye, vec![0.0; d], Activation::relu()).unwrap()
-    }
-
-    /// Sequences of small whole numbers, full of ties, over several batches.
-    pub(crate) fn source(width: usize, sequences: usize) -> InMemory {
-        let n = sequences * S;
-        let rows = numbers(n * width, "rows").iter().map(|x| (x * 6.0).round().max(0.0) * 0.25).collect();
-        let all = SequenceBatch {
-            first: 0,
-            context_size: S,
-            tokens: (0..n as u32).map(|i| i * 31 % 97).collect(),
-            documents: (0..n as u32).map(|i| i / 40).collect(),
-            kept: (0..n).map(|i| i % S != 0 && i % 13 != 5).collect(),
-            rows,
-        };
-        InMemory { width, all }
-    }
-
-    fn build(source: &InMemory, top_k: usize) -> FeatureIndex {
-        let settings = IndexSettings { top_k, ..IndexSettings::default() };
-        FeatureIndex::build(&identity(source.width), source, settings, &Silent).unwrap()
-    }
-
-    #[test]
-    fn top_examples_equal_sorting_everything() {
-        let source = source(6, 600);
-        let (d, all) = (source.width, &source.all);
-        for top_k in [1, 20, 3000] {
-            let index = build(&source, top_k);
-            assert!(index.sequences == 600 && index.rows + index.rows_left_out == 600 * S as u64);
-            for (f, stats) in index.features.iter().enumerate() {
-                let active = |i: usize| all.kept[i] && all.rows[i * d + f] > 0.0;
-                let value = |i: usize| if active(i) { all.rows[i * d + f] } else { 0.0 };
-                let mut order: Vec<usize> = (0..all.tokens.len()).filter(|&i| active(i)).collect();
-                assert_eq!(stats.count, order.len() as u64);
-                assert!((stats.sum - order.iter().map(|&i| f64::from(value(i))).sum::<f64>()).abs() < 1e-9);
-                assert_eq!(stats.histogram.counts().iter().sum::<u64>(), stats.count);
-                order.sort_by(|&a, &b| value(b).total_cmp(&value(a)).then(a.cmp(&b)));
-                let mut expected: Vec<usize> = Vec::new();
-                for i in order {
-                    let near = |&p: &usize| i / S == p / S && i + 10 >= p && i <= p + 5;
-                    if expected.len() < top_k && !expected.iter().any(near) {
-                        expected.push(i);
-                    }
-                }
-                let found: Vec<usize> =
-                    stats.examples.iter().map(|e| e.sequence as usize * S + e.position as usize).collect();
-                assert_eq!(found, expected, "feature {f}, top {top_k}");
-                for e in &stats.examples {
-                    let first = e.sequence as usize * S + e.start as usize;
-                    let window = first..first + e.tokens.len();
-                    assert_eq!(e.tokens, all.tokens[window.clone()]);
-                    assert_eq!(e.values, window.map(value).collect::<Vec<_>>());
-                    assert_eq!(e.values[(e.position - e.start) as usize], e.value);
-                    assert_eq!(e.document, all.documents[first + (e.position - e.start) as usize]);
-                }
-                assert!(stats.max == stats.examples[0].value && stats.max > 0.0);
-            }
-        }
-    }
-
-    #[test]
-    fn the_index_does_not_depend_on_the_threads() {
-        let source = source(70, 300);
-        assert_eq!(with_threads(1, || build(&source, 4)), with_threads(2, || build(&source, 4)));
-    }
-
-    #[test]
-    fn a_dictionary_of_another_width_is_an_error_that_names_both() {
-        let settings = IndexSettings::default();
-        let error = FeatureIndex::build(&identity(5), &source(6, 1), settings, &Silent).unwrap_err().to_string();
-        assert!(error.contains("rows of 5") && error.contains("rows of 6"), "{error}");
-    }
-}
+#[path = "index_tests.rs"]
+pub(crate) mod tests;

@@ -1,5 +1,7 @@
 //! Which features to look at.
 
+use std::collections::BTreeSet;
+
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +38,31 @@ pub enum SortBy {
     Max,
     /// Largest mean activation first.
     Mean,
+    /// Largest standard deviation first.
+    Std,
+    /// Largest skewness first.
+    Skewness,
+    /// Largest kurtosis first.
+    Kurtosis,
+}
+
+impl SortBy {
+    /// All orders.
+    pub const ALL: [Self; 7] =
+        [Self::Index, Self::Density, Self::Max, Self::Mean, Self::Std, Self::Skewness, Self::Kurtosis];
+
+    /// As it is typed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Index => "index",
+            Self::Density => "density",
+            Self::Max => "max",
+            Self::Mean => "mean",
+            Self::Std => "std",
+            Self::Skewness => "skewness",
+            Self::Kurtosis => "kurtosis",
+        }
+    }
 }
 
 /// A selection of features.
@@ -47,6 +74,10 @@ pub struct Query {
     pub min_density: Option<f64>,
     /// The greatest density.
     pub max_density: Option<f64>,
+    /// Whether they fire at all.
+    pub live: Option<bool>,
+    /// Only these features, such as those with a label.
+    pub among: Option<BTreeSet<u32>>,
     /// The order; a list keeps its own when absent, everything else ascends by number. Ties ascend by number.
     pub sort: Option<SortBy>,
     /// How many to keep, after sorting.
@@ -72,13 +103,15 @@ pub fn select(summaries: &[Summary], query: &Query) -> Result<Vec<u32>> {
     let mut chosen: Vec<&Summary> = match &query.choice {
         Choice::All | Choice::Random { .. } => summaries.iter().collect(),
         Choice::Ids(ids) => {
-            let mut seen = std::collections::BTreeSet::new();
+            let mut seen = BTreeSet::new();
             let distinct = ids.iter().copied().filter(|&id| seen.insert(id));
             distinct.map(|id| by_number(id).ok_or_else(|| out_of_range(id, summaries))).collect::<Result<_>>()?
         }
     };
     chosen.retain(|s| query.min_density.is_none_or(|min| s.density >= min));
     chosen.retain(|s| query.max_density.is_none_or(|max| s.density <= max));
+    chosen.retain(|s| query.live.is_none_or(|live| live == (s.count > 0)));
+    chosen.retain(|s| query.among.as_ref().is_none_or(|among| among.contains(&s.index)));
     if let Choice::Random { count, seed } = query.choice {
         chosen.retain(|s| s.count > 0);
         let (drawn, _) = chosen.partial_shuffle(&mut rng::stream(seed, "random features"), count);
@@ -92,6 +125,9 @@ pub fn select(summaries: &[Summary], query: &Query) -> Result<Vec<u32>> {
                 SortBy::Density => b.density.total_cmp(&a.density),
                 SortBy::Max => b.max.abs().total_cmp(&a.max.abs()),
                 SortBy::Mean => b.mean.total_cmp(&a.mean),
+                SortBy::Std => b.std.total_cmp(&a.std),
+                SortBy::Skewness => b.skewness.total_cmp(&a.skewness),
+                SortBy::Kurtosis => b.kurtosis.total_cmp(&a.kurtosis),
             };
             order.then(a.index.cmp(&b.index))
         });
@@ -120,6 +156,7 @@ mod tests {
             count,
             mean: f64::from(max) / 2.0,
             max,
+            ..Summary::default()
         };
         [(10, 1.0), (50, 9.0), (10, 3.0), (0, 0.0), (1, 9.0)].into_iter().enumerate().map(summary).collect()
     }
@@ -137,6 +174,9 @@ mod tests {
         assert_eq!(ids(&Query::default()), [0, 1, 2, 3, 4]);
         let some = Query { min_density: Some(0.01), max_density: Some(0.1), limit: Some(2), ..by(SortBy::Max) };
         assert_eq!(ids(&some), [4, 2]);
+        assert_eq!(ids(&Query { live: Some(false), ..Query::default() }), [3]);
+        let among = Some(BTreeSet::from([4, 1]));
+        assert_eq!(ids(&Query { live: Some(true), among, ..by(SortBy::Density) }), [1, 4]);
     }
 
     #[test]
@@ -152,7 +192,7 @@ mod tests {
         let random = |count, seed| ids(&Query { choice: Choice::Random { count, seed }, ..Query::default() });
         assert_eq!(random(9, 1), [0, 1, 2, 4]);
         assert_eq!(random(2, 1), random(2, 1));
-        let draws: std::collections::BTreeSet<Vec<u32>> = (0..40).map(|seed| random(2, seed)).collect();
+        let draws: BTreeSet<Vec<u32>> = (0..40).map(|seed| random(2, seed)).collect();
         assert_eq!(draws.len(), 6, "every pair of live features comes up");
     }
 }

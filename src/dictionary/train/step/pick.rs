@@ -106,7 +106,9 @@ pub(super) fn above<E: Precision>(encoder: &Encoder<'_, E>, n: usize, limits: &[
             }
         });
         let mut codes = SparseCodes::new(encoder.f);
-        rows.iter().for_each(|row| codes.push_row(&row.indices, &row.values));
+        for row in &rows {
+            codes.push_row(&row.indices, &row.values);
+        }
         codes
     })
 }

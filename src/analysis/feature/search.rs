@@ -1,0 +1,291 @@
+//! Finding features by words.
+//!
+//! The words are looked for in labels, in the text of examples and among promoted tokens, whatever the case; in text they
+//! have to begin where a word begins. A feature scores
+//!
+//! ```text
+//! 2 · label  +  Σ strength / examples  +  ½ · promoted
+//! ```
+//! - `label` is 1 where a label contains the words as they stand, else the share of the words that it contains, if that
+//!   is half or more.
+//! - `strength` of an example is its activation on the words over the maximum of the feature: the largest activation on
+//!   a token of the match, or a tenth of its peak where the match is only near. It is summed over all examples and
+//!   divided by the number of strongest ones, so that a feature which fires at full strength on the words in all its
+//!   strongest examples scores about 1, and a feature that merely has the words beside it scores little. Words that no
+//!   example contains as they stand are looked for one by one; an example then has to contain them all, and counts half.
+//! - `promoted` is the share of the words that are a promoted token, each weighted by its effect over the largest.
+//!
+//! Equal scores are in the order of their numbers. The text of the examples is scanned as bytes, once a query.
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::arrays::Array;
+use super::open::{IndexFile, between};
+use super::write::TOP;
+use crate::base::{Error, Result};
+
+/// Features that one task looks at.
+const TASK_FEATURES: usize = 256;
+/// The part of its peak that an example counts where the words are only near.
+const NEAR: f32 = 0.1;
+
+/// A feature that was found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Found {
+    /// The feature.
+    pub feature: u32,
+    /// By which it is ranked.
+    pub score: f32,
+    /// How well a label matches, from 0 to 1.
+    pub label: f32,
+    /// What the examples contribute.
+    pub examples: f32,
+    /// Examples that contain the words, of the strongest and of those drawn from intervals.
+    pub matches: usize,
+    /// How well the promoted tokens match, from 0 to 1.
+    pub promoted: f32,
+    /// The place, among the strongest examples, of the one that matches best.
+    pub best_example: Option<usize>,
+}
+
+/// The features that match `words`, best first.
+///
+/// # Errors
+/// `Flag` when there are no words, `Malformed` when the index is damaged.
+pub fn search(index: &IndexFile, words: &str) -> Result<Vec<Found>> {
+    let phrase = words.trim().to_lowercase();
+    let terms: Vec<&str> = phrase.split_whitespace().collect();
+    if terms.is_empty() {
+        return Err(Error::flag("--search", "a word or more", "none", "as in --search \"golden gate\""));
+    }
+    let f = index.summaries().len();
+    let mut found: Vec<Found> = (0..f as u32).map(empty).collect();
+    for label in index.labels.iter() {
+        if let Some(found) = found.get_mut(label.feature as usize) {
+            found.label = found.label.max(label_score(&label.text.to_lowercase(), &phrase, &terms));
+        }
+    }
+    examples(index, &phrase, &terms, &mut found)?;
+    promoted(index, &terms, &mut found)?;
+    for found in &mut found {
+        found.score = 2.0 * found.label + found.examples + 0.5 * found.promoted;
+    }
+    found.retain(|found| found.score > 0.0);
+    found.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.feature.cmp(&b.feature)));
+    Ok(found)
+}
+
+fn empty(feature: u32) -> Found {
+    Found { feature, score: 0.0, label: 0.0, examples: 0.0, matches: 0, promoted: 0.0, best_example: None }
+}
+
+fn label_score(label: &str, phrase: &str, terms: &[&str]) -> f32 {
+    if label.contains(phrase) {
+        return 1.0;
+    }
+    let share = terms.iter().filter(|term| label.contains(**term)).count() as f32 / terms.len() as f32;
+    if share >= 0.5 { share } else { 0.0 }
+}
+
+/// For every token of the text how many tokens before it belong to a match.
+struct Matches {
+    before: Vec<u32>,
+}
+
+impl Matches {
+    /// The tokens of the places where `needle` stands in `text`; `None` where it stands nowhere.
+    fn of(needle: &str, text: &[u8], starts: &[usize]) -> Option<Self> {
+        let tokens = starts.len().saturating_sub(1);
+        let mut marked = vec![false; tokens];
+        let (mut any, mut token) = (false, 0);
+        let inside_word = |place: usize| {
+            let letter = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+            letter(needle.as_bytes().first()) && place > 0 && letter(text.get(place - 1))
+        };
+        for place in memchr::memmem::find_iter(text, needle.as_bytes()).filter(|&place| !inside_word(place)) {
+            any = true;
+            // Places ascend, so the token that holds one is at or after the last.
+            token += starts[token..].partition_point(|&start| start <= place).saturating_sub(1);
+            let end = place + needle.len();
+            let mut inside = token;
+            while inside < tokens && starts[inside] < end {
+                marked[inside] = true;
+                inside += 1;
+            }
+        }
+        any.then(|| Self::counted(&marked))
+    }
+
+    fn counted(marked: &[bool]) -> Self {
+        let mut before = Vec::with_capacity(marked.len() + 1);
+        let mut count = 0;
+        before.push(0);
+        for &marked in marked {
+            count += u32::from(marked);
+            before.push(count);
+        }
+        Self { before }
+    }
+
+    /// Whether a token of `range` belongs to a match.
+    fn any(&self, range: std::ops::Range<usize>) -> bool {
+        self.before.get(range.end) > self.before.get(range.start)
+    }
+}
+
+/// The arrays that a search reads of every example.
+struct Stored<'a> {
+    offsets: Array<'a, u64>,
+    interval: Array<'a, u8>,
+    value: Array<'a, f32>,
+    position: Array<'a, u32>,
+    row: Array<'a, u32>,
+    firings: Array<'a, u64>,
+    firing_position: Array<'a, u32>,
+    firing_value: Array<'a, f32>,
+}
+
+fn examples(index: &IndexFile, phrase: &str, terms: &[&str], found: &mut [Found]) -> Result<()> {
+    let arrays = &index.arrays;
+    let text = arrays.get::<u8>("search.text")?.bytes();
+    let starts: Vec<usize> = arrays.get::<u64>("search.starts")?.iter().map(|start| start as usize).collect();
+    let (matches, weight) = match Matches::of(phrase, text, &starts) {
+        Some(matches) => (vec![matches], 1.0),
+        None if terms.len() == 1 => return Ok(()),
+        None => match terms.iter().map(|term| Matches::of(term, text, &starts)).collect::<Option<Vec<_>>>() {
+            Some(matches) => (matches, 0.5),
+            None => return Ok(()),
+        },
+    };
+    let stored = Stored {
+        offsets: arrays.get("examples.offsets")?,
+        interval: arrays.get("examples.interval")?,
+        value: arrays.get("examples.value")?,
+        position: arrays.get("examples.position")?,
+        row: arrays.get("examples.text")?,
+        firings: arrays.get("examples.firings")?,
+        firing_position: arrays.get("firings.position")?,
+        firing_value: arrays.get("firings.value")?,
+    };
+    let (length, window) = (index.header.context_size, index.header.settings.window);
+    found.par_iter_mut().with_min_len(TASK_FEATURES).try_for_each(|found| {
+        let own = between(&stored.offsets, found.feature as usize)?;
+        let max = index.summaries().get(found.feature as usize).map_or(0.0, |summary| summary.max.abs());
+        let (mut sum, mut best) = (0.0, 0.0);
+        let places = stored.position.range(own.clone())?.zip(stored.row.range(own.clone())?);
+        for (e, (position, row)) in own.clone().zip(places) {
+            let (around, first) = (window.around(position as usize, length), row as usize * length);
+            let range = first + around.start..first + around.end;
+            // Most examples match nothing, so nothing else is read of them.
+            if !matches.iter().all(|matches| matches.any(range.clone())) {
+                continue;
+            }
+            let on_words = stored.strength(e, first, &matches)?;
+            let strength = on_words.max(NEAR * stored.value.at(e)?.abs()) / max;
+            sum += strength;
+            found.matches += 1;
+            if stored.interval.at(e)? == TOP && strength > best {
+                (best, found.best_example) = (strength, Some(e - own.start));
+            }
+        }
+        if sum > 0.0 {
+            let top = stored.interval.range(own)?.filter(|&interval| interval == TOP).count();
+            found.examples = weight * sum / top.max(1) as f32;
+        }
+        Ok(())
+    })
+}
+
+impl Stored<'_> {
+    /// The largest activation around example `e` on a token that matches; `first` is the first token of its sequence.
+    fn strength(&self, e: usize, first: usize, matches: &[Matches]) -> Result<f32> {
+        let firings = between(&self.firings, e)?;
+        let around = self.firing_position.range(firings.clone())?.zip(self.firing_value.range(firings)?);
+        let on_words = around.filter(|(position, _)| {
+            let token = first + *position as usize;
+            matches.iter().any(|matches| matches.any(token..token + 1))
+        });
+        Ok(on_words.fold(0f32, |most, (_, value)| most.max(value.abs())))
+    }
+}
+
+/// Whether a token is the word `term`, which is in lower case.
+fn is_word(piece: &[u8], term: &str) -> bool {
+    if piece.is_ascii() {
+        return piece.trim_ascii().eq_ignore_ascii_case(term.as_bytes());
+    }
+    String::from_utf8_lossy(piece).trim().to_lowercase() == term
+}
+
+/// Adds to every feature the share of `terms` that are among its promoted tokens.
+fn promoted(index: &IndexFile, terms: &[&str], found: &mut [Found]) -> Result<()> {
+    if !index.arrays.has("promoted.token") {
+        return Ok(());
+    }
+    let words = index.vocabulary()?;
+    let highest = words.tokens.iter().last().map_or(0, |token| token as usize + 1);
+    for term in terms {
+        let mut is_term = vec![false; highest];
+        let mut any = false;
+        for (i, token) in words.tokens.iter().enumerate() {
+            let same = is_word(words.bytes(i)?, term);
+            is_term[token as usize] = same;
+            any |= same;
+        }
+        if !any {
+            continue;
+        }
+        for (tokens, logits) in
+            [("promoted.token", "promoted.logit"), ("promoted_through_norm.token", "promoted_through_norm.logit")]
+        {
+            let (tokens, logits) = (index.arrays.get::<u32>(tokens)?, index.arrays.get::<f32>(logits)?);
+            let columns = tokens.columns().max(1);
+            for (i, token) in tokens.iter().enumerate() {
+                if is_term.get(token as usize).copied().unwrap_or_default()
+                    && let Some(found) = found.get_mut(i / columns)
+                {
+                    let share = logits.at(i)? / logits.at(i - i % columns)?;
+                    // Each list tells half.
+                    found.promoted += 0.5 * share.clamp(0.0, 1.0) / terms.len() as f32;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matches_mark_every_token_that_they_touch() {
+        let text = b"the golden gate\0golden age\0";
+        let starts = [0, 3, 8, 10, 16, 22, 27];
+        let matches = Matches::of("golden gate", text, &starts).unwrap();
+        let marked: Vec<bool> = (0..6).map(|i| matches.any(i..i + 1)).collect();
+        assert_eq!(marked, [false, true, true, true, false, false]);
+        let golden = Matches::of("golden", text, &starts).unwrap();
+        let marked: Vec<bool> = (0..6).map(|i| golden.any(i..i + 1)).collect();
+        assert_eq!(marked, [false, true, true, false, true, false]);
+        assert!(golden.any(0..6) && !golden.any(3..4) && !golden.any(0..1));
+        assert!(Matches::of("gate golden", text, &starts).is_none());
+        assert!(Matches::of("gol", text, &starts).is_some() && Matches::of("ate", text, &starts).is_none());
+    }
+
+    #[test]
+    fn tokens_are_words_whatever_their_case_and_spaces() {
+        assert!(is_word(b" Gate", "gate") && is_word("ÉTÉ".as_bytes(), "été") && is_word(b"gate\n", "gate"));
+        assert!(!is_word(b" gates", "gate") && !is_word(b"", "gate") && !is_word(&[0xff, b'a'], "a"));
+    }
+
+    #[test]
+    fn labels_match_as_they_stand_or_by_half_of_the_words() {
+        let score = |label: &str| label_score(label, "golden gate bridge", &["golden", "gate", "bridge"]);
+        assert_eq!(
+            [score("the golden gate bridge"), score("bridge over the gate"), score("a gate")],
+            [1.0, 2.0 / 3.0, 0.0]
+        );
+    }
+}
