@@ -4,7 +4,7 @@
 //! Arrays, because there is one number of everything a feature, NumPy reads them as they are, they open in
 //! milliseconds whatever their size, and single features are read in place. Windows of examples are not stored as
 //! text: the sequences that hold examples are, once, with the activations around each example. `search.text` is that
-//! text in lower case, which [`super::search`] scans.
+//! text in lower case, which [`super::search()`] scans.
 //!
 //! | arrays | shape | |
 //! | --- | --- | --- |

@@ -1,5 +1,5 @@
 //! Steering a model while it writes: what is changed ([`Intervention`]), the texts without and with it, and what every
-//! strength does to them ([`sweep`]).
+//! strength does to them ([`sweep()`]).
 
 mod difference;
 mod direction;
@@ -81,7 +81,7 @@ pub struct ProbabilityChange {
 /// Generates after `prompt` without and with `intervention`.
 ///
 /// # Errors
-/// As [`sweep`].
+/// As [`sweep()`].
 pub fn steer(
     model: &Model,
     prompt: &[u32],
