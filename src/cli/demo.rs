@@ -13,6 +13,7 @@ use crate::base::artifact::write_atomic_with;
 use crate::base::{Error, Result};
 use crate::demo::World;
 use crate::demo::card::{CardSettings, FOUND, Family, ScoreCard};
+use crate::demo::carry::Carried;
 use crate::demo::quiz::Recall;
 use crate::dictionary::io;
 
@@ -219,7 +220,31 @@ fn print(card: &ScoreCard, started: Instant, ui: &Ui) -> Result<()> {
         row(name, vec![share(turns.turn_rate(), None), format!("{} of {}", turns.turned, turns.tried)], what);
     }
     ui.out(table)?;
+    carried(card, ui)?;
     ui.out(paint(DIM, format!("{:.0} s in all", started.elapsed().as_secs_f64())))
+}
+
+/// Where the country of a question stands, layer by layer.
+fn carried(card: &ScoreCard, ui: &Ui) -> Result<()> {
+    let Carried { layers, pairs } = &card.carried;
+    let percent = |share: f64| format!("{:.0} %", share * 100.0);
+    let mut table = Table::new(&["what enters", ">at the country", ">at the last word", ">most anywhere else"]);
+    for (layer, shares) in layers.iter().enumerate() {
+        table.row(vec![
+            format!("layer {layer}"),
+            percent(shares.country),
+            percent(shares.last),
+            percent(shares.elsewhere),
+        ]);
+    }
+    ui.out(paint(BOLD, "Where “The capital of France is” keeps its country"))?;
+    ui.out(table)?;
+    ui.out(paint(
+        DIM,
+        format!(
+            "share of the answer that comes along when one position is patched in from another question; {pairs} pairs"
+        ),
+    ))
 }
 
 /// A percentage, coloured by whether it reaches its goal.

@@ -15,6 +15,7 @@ use crate::base::{Progress, Result, Unit, rng};
 use crate::dictionary::{Dictionary, SparseCodes};
 use crate::model::{EditOp, HookPlan, Model};
 
+use super::carry::{Carried, carried};
 use super::concepts::{Labeller, Labels};
 use super::quiz::{Quiz, most_likely, quiz};
 use super::score::{Match, match_concepts};
@@ -28,6 +29,8 @@ pub const FOUND: f64 = 0.9;
 const MIN_ACTIVE: u64 = 20;
 /// Length of the sequences that texts are cut into.
 const CONTEXT: usize = 64;
+/// Pairs of questions that are patched into each other.
+const PATCHED_PAIRS: usize = 24;
 /// Questions asked for each country that answers are turned to.
 const TRIALS: usize = 6;
 
@@ -96,6 +99,8 @@ pub struct ScoreCard {
     pub clamp_and_ablate: Turns,
     /// Answers turned by setting the feature of another country alone.
     pub clamp_alone: Turns,
+    /// Where questions about capitals carry their country.
+    pub carried: Carried,
     /// One of the answers that turned, when any did.
     pub turned: Option<Turned>,
     /// The settings.
@@ -134,6 +139,7 @@ impl ScoreCard {
         progress.advance(1);
         let (clamp_and_ablate, turned) = bench.turns(&matches, true)?;
         let (clamp_alone, _) = bench.turns(&matches, false)?;
+        let carried = carried(model, &world, &vocabulary, PATCHED_PAIRS, settings.seed)?;
         progress.end();
         let mut families: BTreeMap<String, Family> = BTreeMap::new();
         for found in &concepts {
@@ -145,7 +151,7 @@ impl ScoreCard {
         for family in families.values_mut() {
             family.mean_f1 /= family.concepts as f64;
         }
-        Ok(Self { quiz, families, concepts, clamp_and_ablate, clamp_alone, turned, settings })
+        Ok(Self { quiz, families, concepts, clamp_and_ablate, clamp_alone, carried, turned, settings })
     }
 }
 

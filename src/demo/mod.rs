@@ -7,6 +7,7 @@
 mod atlas;
 pub mod built_in;
 pub mod card;
+pub mod carry;
 pub mod concepts;
 pub mod corpus;
 pub mod entity;
