@@ -227,7 +227,8 @@ fn print(card: &ScoreCard, started: Instant, ui: &Ui) -> Result<()> {
 /// Where the country of a question stands, layer by layer.
 fn carried(card: &ScoreCard, ui: &Ui) -> Result<()> {
     let Carried { layers, pairs } = &card.carried;
-    let percent = |share: f64| format!("{:.0} %", share * 100.0);
+    // The sum turns −0 into 0.
+    let percent = |share: f64| format!("{:.0} %", (share * 100.0).round() + 0.0);
     let mut table = Table::new(&["what enters", ">at the country", ">at the last word", ">most anywhere else"]);
     for (layer, shares) in layers.iter().enumerate() {
         table.row(vec![
