@@ -3,6 +3,7 @@
 
 pub mod eval;
 pub mod feature;
+pub mod graph;
 pub mod heads;
 pub mod lens;
 pub mod patch;

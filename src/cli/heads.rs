@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::analysis::heads::{HeadScores, HeadSettings, Score, head_scores, texts};
+use crate::base::Result;
 use crate::base::artifact::write_atomic;
-use crate::base::{DtypeChoice, Result};
-use crate::data::tokenizer::BosPolicy;
 use crate::web::heatmap::{Cell, Heatmap, Scale};
 use crate::web::page;
 use crate::web::text::short;
 
 use super::open;
+use super::prompts::ReadingArgs;
 use super::render::{DIM, Table, Ui, columns, paint};
 use super::{Common, Outcome, heatmap};
 
@@ -50,12 +50,8 @@ pub(super) struct Args {
     /// Also write a page that opens offline.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Do not put the beginning-of-sequence token before the tokens.
-    #[arg(long)]
-    no_bos: bool,
-    /// Number type of weights and activations: f32, f16 or bf16.
-    #[arg(long, default_value_t)]
-    dtype: DtypeChoice,
+    #[command(flatten)]
+    reading: ReadingArgs,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -87,11 +83,11 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     if let Some(html) = &args.html {
         open::check_writable(html)?;
     }
-    let opened = open::open(&args.model, args.dtype, common.device, ui)?;
+    let opened = open::open(&args.model, args.reading.dtype, common.device, ui)?;
     let config = opened.model.config();
     let special = opened.tokenizer.special_ids();
     let size = opened.tokenizer.vocab_size().min(config.vocab_size) as u32;
-    let bos = if args.no_bos { BosPolicy::Never } else { BosPolicy::Prepend };
+    let bos = args.reading.bos();
     let settings = HeadSettings {
         length: args.length,
         texts: args.texts,

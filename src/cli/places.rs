@@ -8,10 +8,14 @@ use super::render::{Ui, quoted};
 /// The token that `text` is. A leading space belongs to it: " Paris" is what follows a word.
 ///
 /// # Errors
-/// `Flag` showing the pieces when the tokenizer splits it.
+/// `Flag` showing the pieces when the tokenizer splits it, or the token that stands for all words it does not know.
 pub(super) fn single_token(tokenizer: &Tokenizer, flag: &'static str, text: &str) -> Result<u32> {
     let ids = tokenizer.encode(text, BosPolicy::Never)?;
-    if let [id] = ids.as_slice() {
+    // A tokenizer of whole words gives one token for any unknown word, and it says something else.
+    let plain = |text: &str| text.trim().to_lowercase();
+    if let [id] = ids.as_slice()
+        && plain(&tokenizer.piece(*id)) == plain(text)
+    {
         return Ok(*id);
     }
     // Tokenizers that put a space before every text split " Paris" in two although it is one token.
@@ -25,13 +29,18 @@ pub(super) fn single_token(tokenizer: &Tokenizer, flag: &'static str, text: &str
     same.ok_or_else(|| {
         let pieces: Vec<String> = ids.iter().map(|&id| quoted(&tokenizer.piece(id))).collect();
         let spaced = format!(" {text}");
-        let other = tokenizer.encode(&spaced, BosPolicy::Never).is_ok_and(|ids| ids.len() == 1);
+        let other = ids.len() > 1 && tokenizer.encode(&spaced, BosPolicy::Never).is_ok_and(|ids| ids.len() == 1);
         let remedy = if other {
             format!("write '{spaced}' with the space before it, which is one token")
         } else {
             "name a word that is one token, or the first piece of it".to_owned()
         };
-        let found = format!("'{text}', which is {} tokens: {}", pieces.len(), pieces.join(" "));
+        let found = format!(
+            "'{text}', which is {} token{}: {}",
+            pieces.len(),
+            if pieces.len() == 1 { "" } else { "s" },
+            pieces.join(" ")
+        );
         Error::flag(flag, "text of a single token", found, remedy)
     })
 }

@@ -9,7 +9,7 @@ use crate::analysis::probe::{
     ExampleFields, Examples, FitSettings, Method, PooledText, Position, ProbeRun, ProbeSettings, probe,
 };
 use crate::base::artifact::{InputRecord, hash_file, write_json};
-use crate::base::{Artifact, DtypeChoice, Error, Result, RunRecord};
+use crate::base::{Artifact, Error, Result, RunRecord};
 use crate::data::{BosPolicy, Tokenizer};
 use crate::dictionary::Dictionary;
 use crate::model::{HookPlan, HookPoint, ModelConfig, Site};
@@ -17,6 +17,7 @@ use crate::model::{HookPlan, HookPoint, ModelConfig, Site};
 use super::expect::{self, ForceArgs, Given};
 use super::open;
 use super::probe_table::{self, Report};
+use super::prompts::ReadingArgs;
 use super::render::Ui;
 use super::{Common, Outcome};
 
@@ -77,12 +78,9 @@ pub(super) struct Args {
     /// Seed of the split and the controls.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Do not put the beginning-of-sequence token before texts.
-    #[arg(long)]
-    no_bos: bool,
-    /// Number type of weights and activations: f32, f16 or bf16.
-    #[arg(long, default_value_t)]
-    dtype: DtypeChoice,
+    #[command(flatten)]
+    #[serde(flatten)]
+    reading: ReadingArgs,
     /// Directory to make, with every figure and a direction of every probe for `steer --vector`.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -187,12 +185,12 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let files = open::locate(&args.model, ui)?;
     let config = open::config(&files)?;
     let hooks = args.hooks(&config)?;
-    let bos = if args.no_bos { BosPolicy::Never } else { BosPolicy::Prepend };
+    let bos = args.reading.bos();
     let dictionaries = open_dictionaries(&args, &config, bos, ui)?;
     let artifact = args.out.as_ref().map(|out| Artifact::begin(out, true)).transpose()?;
     let plan = hooks.iter().chain(dictionaries.iter().map(|(hook, _)| hook));
     let plan = plan.fold(HookPlan::new(), |plan, &hook| plan.capture(hook));
-    let opened = open::open_for(&plan, &files, args.dtype, common.device)?;
+    let opened = open::open_for(&plan, &files, args.reading.dtype, common.device)?;
     let (texts, cut) = tokenize(&args, &examples, &opened.tokenizer, bos, &config)?;
     if cut > 0 {
         ui.progress().warn(&format!("{cut} texts are longer than {} tokens and were cut there", limit(&args, &config)));

@@ -3,9 +3,26 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::base::{Error, Result};
+use crate::base::{DtypeChoice, Error, Result};
 use crate::data::tokenizer::{BosPolicy, Tokenizer};
 use crate::model::ModelConfig;
+
+/// How a model reads text.
+#[derive(Debug, Clone, Copy, clap::Args, serde::Serialize)]
+pub(super) struct ReadingArgs {
+    /// Do not put the beginning-of-sequence token before the text.
+    #[arg(long)]
+    no_bos: bool,
+    /// Number type of weights and activations: f32, f16 or bf16.
+    #[arg(long, default_value_t)]
+    pub(super) dtype: DtypeChoice,
+}
+
+impl ReadingArgs {
+    pub(super) fn bos(self) -> BosPolicy {
+        if self.no_bos { BosPolicy::Never } else { BosPolicy::Prepend }
+    }
+}
 
 /// The flags that give prompts; at least one must be there.
 #[derive(Debug, clap::Args)]

@@ -7,13 +7,13 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use crate::base::artifact::write_atomic;
-use crate::base::{Context, DtypeChoice, Error, Result, Unit};
-use crate::data::tokenizer::{BosPolicy, Tokenizer};
+use crate::base::{Context, Error, Result, Unit};
+use crate::data::tokenizer::Tokenizer;
 use crate::model::hook::Axes;
 use crate::model::{HookPlan, HookPoint, Run, Site};
 
 use super::open::{self, Opened};
-use super::prompts::{Prompt, PromptArgs};
+use super::prompts::{Prompt, PromptArgs, ReadingArgs};
 use super::render::{BOLD, DIM, Table, Ui, paint, quoted};
 use super::{Common, Outcome};
 
@@ -43,12 +43,8 @@ pub(super) struct Args {
     /// How many next tokens to show.
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
-    /// Do not put the beginning-of-sequence token before the text.
-    #[arg(long)]
-    no_bos: bool,
-    /// Number type of weights and activations: f32, f16 or bf16.
-    #[arg(long, default_value_t)]
-    dtype: DtypeChoice,
+    #[command(flatten)]
+    reading: ReadingArgs,
 }
 
 #[derive(Serialize)]
@@ -82,8 +78,8 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
             points.push(point);
         }
     }
-    let bos = if args.no_bos { BosPolicy::Never } else { BosPolicy::Prepend };
-    let opened = open::open_files(&files, args.dtype, common.device)?;
+    let bos = args.reading.bos();
+    let opened = open::open_files(&files, args.reading.dtype, common.device)?;
     let prompts = given.encode(&opened.tokenizer, bos, opened.model.config())?;
     let mut results = Results { points, logits: args.logits, top: args.top, parts: Vec::new(), reports: Vec::new() };
     results.fill(&opened, &prompts, ui)?;

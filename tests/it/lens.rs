@@ -174,6 +174,7 @@ fn wrong_targets_positions_and_files_are_errors() {
     let cli = Cli::new();
     let wrong: BTreeMap<&str, &[&str]> = BTreeMap::from([
         ("--target Paris,Tokyo", &["--target", "single token", "“ Paris”"][..]),
+        ("--target Xyzzy", &["--target", "'Xyzzy', which is 1 token", "<unk>"]),
         ("--target Paris --at 9", &["--at", "0 to 5", "“ France”"]),
         ("--target Paris --at all", &["--at", "one position", "6"]),
         ("--position Germany", &["--position", "'Germany'", "“ France”"]),

@@ -34,7 +34,16 @@ impl IndexFile {
     /// # Errors
     /// `Io` when there is no index, `Malformed` when it is damaged or of another version.
     pub fn open(dir: &Path) -> Result<Self> {
-        let header: IndexHeader = read_json("feature index", &dir.join(HEADER_FILE))?;
+        let path = dir.join(HEADER_FILE);
+        if !path.exists() {
+            return Err(Error::Missing {
+                what: "feature index",
+                path,
+                expected: "a directory that `features --out` wrote".into(),
+                remedy: "make one with `features --sae DIR --cache DIR --out DIR`".into(),
+            });
+        }
+        let header: IndexHeader = read_json("feature index", &path)?;
         if header.version != VERSION {
             let (expected, found) = (format!("version {VERSION}"), format!("version {}", header.version));
             return Err(Error::malformed("feature index", dir.join(HEADER_FILE), expected, found, MAKE_AGAIN));
@@ -242,14 +251,15 @@ impl IndexFile {
 }
 
 /// The arrays of examples.
-struct Examples<'a> {
+pub(super) struct Examples<'a> {
     arrays: &'a Arrays,
-    offsets: Array<'a, u64>,
-    value: Array<'a, f32>,
+    pub(super) offsets: Array<'a, u64>,
+    pub(super) interval: Array<'a, u8>,
+    pub(super) value: Array<'a, f32>,
     sequence: Array<'a, u32>,
-    position: Array<'a, u32>,
+    pub(super) position: Array<'a, u32>,
     document: Array<'a, u32>,
-    row: Array<'a, u32>,
+    pub(super) row: Array<'a, u32>,
     firings: Array<'a, u64>,
     firing_position: Array<'a, u32>,
     firing_value: Array<'a, f32>,
@@ -257,11 +267,12 @@ struct Examples<'a> {
 }
 
 impl<'a> Examples<'a> {
-    fn of(file: &'a IndexFile) -> Result<Self> {
+    pub(super) fn of(file: &'a IndexFile) -> Result<Self> {
         let arrays = &file.arrays;
         Ok(Self {
             arrays,
             offsets: arrays.get("examples.offsets")?,
+            interval: arrays.get("examples.interval")?,
             value: arrays.get("examples.value")?,
             sequence: arrays.get("examples.sequence")?,
             position: arrays.get("examples.position")?,
@@ -272,6 +283,12 @@ impl<'a> Examples<'a> {
             firing_value: arrays.get("firings.value")?,
             tokens: arrays.get("text.tokens")?,
         })
+    }
+
+    /// Positions and activations of the feature around example `e`.
+    pub(super) fn firings(&self, e: usize) -> Result<impl Iterator<Item = (u32, f32)>> {
+        let firings = between(&self.firings, e)?;
+        Ok(self.firing_position.range(firings.clone())?.zip(self.firing_value.range(firings)?))
     }
 
     /// The examples of feature `f`.
@@ -288,8 +305,7 @@ impl<'a> Examples<'a> {
         let window = header.settings.window.around(position as usize, length);
         let token_ids: Vec<u32> = self.tokens.range(row * length + window.start..row * length + window.end)?.collect();
         let mut values = vec![0.0; window.len()];
-        let firings = between(&self.firings, e)?;
-        for (at, value) in self.firing_position.range(firings.clone())?.zip(self.firing_value.range(firings)?) {
+        for (at, value) in self.firings(e)? {
             if let Some(place) = (at as usize).checked_sub(window.start).and_then(|i| values.get_mut(i)) {
                 *place = value;
             }

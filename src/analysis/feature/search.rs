@@ -20,8 +20,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::arrays::Array;
-use super::open::{IndexFile, between};
+use super::open::{Examples, IndexFile, between};
 use super::write::TOP;
 use crate::base::{Error, Result};
 
@@ -134,18 +133,6 @@ impl Matches {
     }
 }
 
-/// The arrays that a search reads of every example.
-struct Stored<'a> {
-    offsets: Array<'a, u64>,
-    interval: Array<'a, u8>,
-    value: Array<'a, f32>,
-    position: Array<'a, u32>,
-    row: Array<'a, u32>,
-    firings: Array<'a, u64>,
-    firing_position: Array<'a, u32>,
-    firing_value: Array<'a, f32>,
-}
-
 fn examples(index: &IndexFile, phrase: &str, terms: &[&str], found: &mut [Found]) -> Result<()> {
     let arrays = &index.arrays;
     let text = arrays.get::<u8>("search.text")?.bytes();
@@ -158,16 +145,7 @@ fn examples(index: &IndexFile, phrase: &str, terms: &[&str], found: &mut [Found]
             None => return Ok(()),
         },
     };
-    let stored = Stored {
-        offsets: arrays.get("examples.offsets")?,
-        interval: arrays.get("examples.interval")?,
-        value: arrays.get("examples.value")?,
-        position: arrays.get("examples.position")?,
-        row: arrays.get("examples.text")?,
-        firings: arrays.get("examples.firings")?,
-        firing_position: arrays.get("firings.position")?,
-        firing_value: arrays.get("firings.value")?,
-    };
+    let stored = Examples::of(index)?;
     let (length, window) = (index.header.context_size, index.header.settings.window);
     found.par_iter_mut().with_min_len(TASK_FEATURES).try_for_each(|found| {
         let own = between(&stored.offsets, found.feature as usize)?;
@@ -181,7 +159,7 @@ fn examples(index: &IndexFile, phrase: &str, terms: &[&str], found: &mut [Found]
             if !matches.iter().all(|matches| matches.any(range.clone())) {
                 continue;
             }
-            let on_words = stored.strength(e, first, &matches)?;
+            let on_words = strength(&stored, e, first, &matches)?;
             let strength = on_words.max(NEAR * stored.value.at(e)?.abs()) / max;
             sum += strength;
             found.matches += 1;
@@ -197,17 +175,13 @@ fn examples(index: &IndexFile, phrase: &str, terms: &[&str], found: &mut [Found]
     })
 }
 
-impl Stored<'_> {
-    /// The largest activation around example `e` on a token that matches; `first` is the first token of its sequence.
-    fn strength(&self, e: usize, first: usize, matches: &[Matches]) -> Result<f32> {
-        let firings = between(&self.firings, e)?;
-        let around = self.firing_position.range(firings.clone())?.zip(self.firing_value.range(firings)?);
-        let on_words = around.filter(|(position, _)| {
-            let token = first + *position as usize;
-            matches.iter().any(|matches| matches.any(token..token + 1))
-        });
-        Ok(on_words.fold(0f32, |most, (_, value)| most.max(value.abs())))
-    }
+/// The largest activation around example `e` on a token that matches; `first` is the first token of its sequence.
+fn strength(stored: &Examples<'_>, e: usize, first: usize, matches: &[Matches]) -> Result<f32> {
+    let on_words = stored.firings(e)?.filter(|(position, _)| {
+        let token = first + *position as usize;
+        matches.iter().any(|matches| matches.any(token..token + 1))
+    });
+    Ok(on_words.fold(0f32, |most, (_, value)| most.max(value.abs())))
 }
 
 /// Whether a token is the word `term`, which is in lower case.

@@ -10,14 +10,14 @@ use serde::Serialize;
 
 use crate::analysis::lens::{Attribution, LensRow, LensSettings, TokenChance, attribute, logit_lens, streams};
 use crate::base::artifact::write_atomic;
-use crate::base::{DtypeChoice, Error, Result};
-use crate::data::tokenizer::{BosPolicy, Tokenizer};
+use crate::base::{Error, Result};
+use crate::data::tokenizer::Tokenizer;
 use crate::dictionary::Dictionary;
 use crate::model::HookPoint;
 
 use super::expect::{self, ForceArgs, Given};
 use super::open::{self, Opened};
-use super::prompts::{Prompt, PromptArgs};
+use super::prompts::{Prompt, PromptArgs, ReadingArgs};
 use super::render::{BOLD, DIM, Ui, columns, paint};
 use super::{Common, Outcome, heatmap, places};
 
@@ -59,12 +59,8 @@ pub(super) struct Args {
     /// Also write a page that opens offline.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Do not put the beginning-of-sequence token before the text.
-    #[arg(long)]
-    no_bos: bool,
-    /// Number type of weights and activations: f32, f16 or bf16.
-    #[arg(long, default_value_t)]
-    dtype: DtypeChoice,
+    #[command(flatten)]
+    reading: ReadingArgs,
     #[command(flatten)]
     force: ForceArgs,
 }
@@ -148,8 +144,8 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     }
     let given = args.prompts.read()?;
     let dictionary = args.sae.as_ref().map(|path| open::dictionary(path, ui)).transpose()?;
-    let opened = open::open(&args.model, args.dtype, common.device, ui)?;
-    let bos = if args.no_bos { BosPolicy::Never } else { BosPolicy::Prepend };
+    let opened = open::open(&args.model, args.reading.dtype, common.device, ui)?;
+    let bos = args.reading.bos();
     if let Some(dictionary) = &dictionary {
         expect::check(dictionary, &Given::model(&args.model, bos, opened.model.config()), args.force, ui)?;
     }

@@ -9,12 +9,13 @@ use serde::Serialize;
 
 use crate::analysis::patch::{Baseline, FeatureSweep, Metric, Sweep, check_aligned};
 use crate::base::artifact::write_atomic;
-use crate::base::{DtypeChoice, Error, Result};
+use crate::base::{Error, Result};
 use crate::data::tokenizer::BosPolicy;
 use crate::dictionary::Dictionary;
 
 use super::expect::{self, ForceArgs, Given};
 use super::open::{self, Opened};
+use super::prompts::ReadingArgs;
 use super::render::Ui;
 use super::{Common, Outcome, places};
 
@@ -109,12 +110,8 @@ pub(super) struct Args {
     /// Also write a page that opens offline.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Do not put the beginning-of-sequence token before the text.
-    #[arg(long)]
-    no_bos: bool,
-    /// Number type of weights and activations: f32, f16 or bf16.
-    #[arg(long, default_value_t)]
-    dtype: DtypeChoice,
+    #[command(flatten)]
+    reading: ReadingArgs,
     #[command(flatten)]
     force: ForceArgs,
 }
@@ -215,8 +212,8 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     }
     args.check()?;
     let dictionary = args.sae.as_ref().map(|path| open::dictionary(path, ui)).transpose()?;
-    let opened = open::open(&args.model, args.dtype, common.device, ui)?;
-    let bos = if args.no_bos { BosPolicy::Never } else { BosPolicy::Prepend };
+    let opened = open::open(&args.model, args.reading.dtype, common.device, ui)?;
+    let bos = args.reading.bos();
     if let Some(dictionary) = &dictionary {
         expect::check(dictionary, &Given::model(&args.model, bos, opened.model.config()), args.force, ui)?;
     }

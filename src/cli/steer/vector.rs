@@ -7,9 +7,9 @@ use serde_json::json;
 
 use crate::analysis::Placement;
 use crate::analysis::steer::{Difference, Pool, SteeringVector, VectorOrigin, difference_of_means};
-use crate::base::{DtypeChoice, Result};
+use crate::base::Result;
 use crate::cli::open::{self, Opened};
-use crate::cli::prompts::PromptArgs;
+use crate::cli::prompts::{PromptArgs, ReadingArgs};
 use crate::cli::render::{Table, Ui};
 use crate::cli::{Common, Outcome};
 use crate::data::BosPolicy;
@@ -45,12 +45,8 @@ pub(in crate::cli) struct Args {
     out: PathBuf,
     #[command(flatten)]
     chat: ChatArgs,
-    /// Do not put the beginning-of-sequence token before the prompts.
-    #[arg(long)]
-    no_bos: bool,
-    /// Number type of weights and activations: f32, f16 or bf16.
-    #[arg(long, default_value_t)]
-    dtype: DtypeChoice,
+    #[command(flatten)]
+    reading: ReadingArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -65,8 +61,8 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let files = open::locate(&args.model, ui)?;
     let at = Placement::at(HookPoint::resolve(&args.hook, &open::config(&files)?)?);
     let template = chat::template(&args.chat, &files)?;
-    let opened = open::open_for(&HookPlan::new().capture(at.point), &files, args.dtype, common.device)?;
-    let bos = if args.no_bos || template.is_some() { BosPolicy::Never } else { BosPolicy::Prepend };
+    let opened = open::open_for(&HookPlan::new().capture(at.point), &files, args.reading.dtype, common.device)?;
+    let bos = if template.is_some() { BosPolicy::Never } else { args.reading.bos() };
     let Opened { model, tokenizer } = &opened;
     let [positive, negative] = prompts.map(|given| -> Result<Vec<Vec<u32>>> {
         let given = match &template {
