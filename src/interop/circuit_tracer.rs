@@ -7,6 +7,8 @@
 use std::path::Path;
 
 use super::place;
+use super::sets::CONFIG;
+use super::sets::yaml::Yaml;
 use super::tensors::Tensors;
 use crate::base::{Error, Result};
 use crate::dictionary::set::{Parts, Skip};
@@ -53,15 +55,14 @@ pub(super) fn activation(threshold: Option<Vec<f32>>) -> (Architecture, Activati
 fn describe(config: &mut DictionaryConfig, path: &Path, notes: &mut Vec<String>) -> Result<()> {
     let parts = place::parts(path);
     let layer = parts.last().and_then(|name| name.strip_prefix("layer_")?.split('.').next()?.parse::<usize>().ok());
-    let set = path.with_file_name("config.yaml");
-    let text = match std::fs::metadata(&set) {
-        Ok(found) if found.len() < 1 << 20 => {
-            std::fs::read_to_string(&set).map_err(Error::io("read the set's configuration", &set))?
-        }
-        _ => String::new(),
-    };
-    config.metadata.model_name = value(&text, "model_name");
-    let hooks = (value(&text, "feature_input_hook"), value(&text, "feature_output_hook"));
+    let set = path.with_file_name(CONFIG);
+    let mut hooks = (None, None);
+    if set.is_file() {
+        let yaml = Yaml::read(&set)?;
+        let text = |key: &str| Ok::<_, Error>(yaml.text(key)?.map(str::to_owned));
+        config.metadata.model_name = text("model_name")?;
+        hooks = (text("feature_input_hook")?, text("feature_output_hook")?);
+    }
     match (layer, hooks) {
         (Some(layer), (Some(input), Some(output))) => {
             place::set_hook(&mut config.metadata, format!("blocks.{layer}.{input}"));
@@ -74,24 +75,4 @@ fn describe(config: &mut DictionaryConfig, path: &Path, notes: &mut Vec<String>)
         ),
     }
     Ok(())
-}
-
-/// The value of a top-level `key: value` line.
-fn value(yaml: &str, key: &str) -> Option<String> {
-    let line = yaml.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix(':'))?;
-    let value = line.split(" #").next()?.trim().trim_matches(['"', '\'']);
-    (!value.is_empty()).then(|| value.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_of_the_set_are_found() {
-        let yaml = "model_name: \"google/gemma-2-2b\"  # the model\nfeature_input_hook: ln2.hook_normalized\nscan:\n";
-        assert_eq!(value(yaml, "model_name").as_deref(), Some("google/gemma-2-2b"));
-        assert_eq!(value(yaml, "feature_input_hook").as_deref(), Some("ln2.hook_normalized"));
-        assert!(value(yaml, "scan").is_none() && value(yaml, "model").is_none());
-    }
 }

@@ -7,6 +7,7 @@
 
 mod config;
 mod legacy;
+mod stream;
 mod tensors;
 mod to_json;
 
@@ -22,6 +23,7 @@ use crate::base::mapped::Mapped;
 use crate::base::{Error, Result};
 use config::{Stored, Thresholds};
 use tensors::Weights;
+pub(crate) use stream::{Streamed, write_streamed};
 pub(crate) use tensors::{Values, write_tensors};
 
 /// The configuration file.

@@ -131,6 +131,54 @@ impl TranscoderSet {
         Ok(set)
     }
 
+    /// The transcoder of one layer of a per-layer set, in memory, with its hooks and model.
+    ///
+    /// # Errors
+    /// `Unsupported` in a cross-layer transcoder; `Flag` when there is no such layer; `NonFinite`.
+    pub fn dictionary(&self, layer: usize) -> Result<Dictionary> {
+        let Layer { encoder, decoders, b_dec, skip } = self.layer(layer)?;
+        let [decoder] = decoders.as_slice() else { return Err(self.no_dictionary()) };
+        if self.config.kind == SetKind::CrossLayer {
+            return Err(self.no_dictionary());
+        }
+        let SetConfig { d_model: d, d_transcoder: f, input, output, .. } = self.config;
+        let rescale_acts_by_decoder_norm = false;
+        let architecture = match &encoder.activation {
+            Activation::Relu => Architecture::Relu,
+            Activation::TopK(top_k) => Architecture::TopK { k: top_k.k(), rescale_acts_by_decoder_norm },
+            Activation::AbsTopK(top_k) => Architecture::AbsTopK { k: top_k.k(), rescale_acts_by_decoder_norm },
+            Activation::JumpRelu(_) => Architecture::JumpRelu,
+            Activation::JumpIdentity(_) => Architecture::JumpIdentity,
+            Activation::Gated(_) => Architecture::Gated,
+            Activation::GroupMax(group) => Architecture::GroupMax { k: f / (*group).max(1) },
+        };
+        let mut config = DictionaryConfig::transcoder(architecture, d, f, d);
+        let metadata = &mut config.metadata;
+        metadata.model_name.clone_from(&self.config.model_name);
+        metadata.model_class_name = Some("HookedTransformer".into());
+        metadata.hook_name = Some(HookPoint::block(layer, input).to_string());
+        metadata.extra.insert("hook_name_out".into(), HookPoint::block(layer, output).to_string().into());
+        let parts = Parts {
+            config,
+            encoder: encoder.weight.clone(),
+            by_feature: encoder.by_feature,
+            b_enc: encoder.bias.clone(),
+            decoder: decoder.floats.clone(),
+            b_dec: b_dec.clone(),
+            activation: encoder.activation.clone(),
+            skip: skip.as_ref().map(|skip| Skip { weight: skip.weight.clone(), input_first: skip.input_first }),
+        };
+        parts.dictionary()
+    }
+
+    fn no_dictionary(&self) -> Error {
+        Error::Unsupported {
+            what: format!("a dictionary of one layer of {self}"),
+            why: "its features write to several layers".into(),
+            remedy: "use a set of per-layer transcoders".into(),
+        }
+    }
+
     fn wrong(&self, what: &'static str, expected: String, found: String) -> Error {
         Error::Mismatch {
             what,
