@@ -89,6 +89,14 @@ impl Floats {
         })
     }
 
+    /// The same, called those of a layer where they are in no file.
+    pub(super) fn of_layer(self, layer: usize) -> Self {
+        match self.store {
+            Store::Memory(_) => Self { name: format!("{} of layer {layer}", self.name).into(), ..self },
+            Store::File { .. } => self,
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }

@@ -176,7 +176,7 @@ fn without_comment(line: &str) -> &str {
     for (at, c) in line.char_indices() {
         match (quote, c) {
             (None, '#') if before.is_whitespace() => return &line[..at],
-            (None, '"' | '\'') if before.is_whitespace() || "[,".contains(before) => quote = Some(c),
+            (None, '"' | '\'') if before.is_whitespace() || "[,".contains(before) || before == c => quote = Some(c),
             (Some(open), _) if c == open && before != '\\' => quote = None,
             _ => {}
         }
