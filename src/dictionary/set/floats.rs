@@ -25,6 +25,11 @@ impl WeightFile {
         Arc::new(Self { path: path.into(), map, read: AtomicU64::new(0) })
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes of weights that were read so far; what was read twice counts twice.
     pub(crate) fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)

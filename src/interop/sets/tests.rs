@@ -43,7 +43,11 @@ fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().flatten() {
         let to = to.join(entry.file_name());
-        if entry.path().is_dir() { copy_dir(&entry.path(), &to) } else { drop(fs::copy(entry.path(), to).unwrap()) }
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
     }
 }
 
@@ -141,8 +145,9 @@ fn written_sets_read_back_as_the_same_functions() {
     let per_layer = [Architecture::Relu, Architecture::JumpRelu, Architecture::JumpIdentity, top_k]
         .map(|architecture| TranscoderSet::from_layers(config(SetKind::PerLayer), dictionaries(architecture, true)));
     let jump = Activation::jump_identity(dictionaries(Architecture::Relu, false)[0].b_enc.clone());
-    let cross_layer = [Activation::relu(), jump].map(|activation| {
-        TranscoderSet::from_cross_layer(config(SetKind::CrossLayer), cross_layers(&activation, false))
+    let cross_layer = [(Activation::relu(), false), (jump, false), (Activation::top_k(3, None, 6), true)];
+    let cross_layer = cross_layer.map(|(activation, skip)| {
+        TranscoderSet::from_cross_layer(config(SetKind::CrossLayer), cross_layers(&activation, skip))
     });
     let x = inputs();
     let mut written = 0;
@@ -150,18 +155,18 @@ fn written_sets_read_back_as_the_same_functions() {
         let set = set.unwrap();
         let codes = codes(&set, &x);
         for format in SetFormat::ALL {
-            let dir = tmp.path().join(format!("{i}-{}", format.format().name()));
+            let dir = tmp.path().join(format!("{i}-{format:?}"));
             fs::create_dir(&dir).unwrap();
             let outcome = write_set_in(&set, &dir, format);
-            let cross_layer = set.config().kind == SetKind::CrossLayer;
             let can = match format {
-                SetFormat::CircuitTracer => i != 3,
+                SetFormat::CircuitTracer => i != 3 && i != 6,
+                SetFormat::Extended => true,
                 // SAELens has no TopK transcoder, and its JumpReLU passes no negative values.
                 SetFormat::SaeLens => i < 2,
                 // sparsify has only TopK, and reads what the MLP reads.
                 SetFormat::Sparsify => false,
             };
-            assert_eq!(outcome.is_ok(), can && (!cross_layer || format == SetFormat::CircuitTracer), "{i} {format:?}");
+            assert_eq!(outcome.is_ok(), can, "{i} {format:?}");
             if outcome.is_err() {
                 continue;
             }
@@ -179,7 +184,7 @@ fn written_sets_read_back_as_the_same_functions() {
             assert_eq!(config.model_name.as_deref(), Some("tiny"));
         }
     }
-    assert_eq!(written, 5 + 2);
+    assert_eq!(written, 5 + 7 + 2);
 }
 
 #[test]
@@ -211,14 +216,31 @@ fn a_written_set_appears_whole_or_not_at_all() {
     let bad = TranscoderSet::from_layers(config(SetKind::PerLayer), bad).unwrap();
     let error = write_set(&bad, &tmp.path().join("bad")).unwrap_err().to_string();
     assert!(error.contains("W_dec of layer 2"), "{error}");
+    assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "refusals leave nothing behind");
+}
+
+#[test]
+fn sets_that_circuit_tracer_cannot_compute_are_written_so_that_it_refuses_them() {
+    let tmp = tempfile::tempdir().unwrap();
     let architecture = Architecture::TopK { k: 3, rescale_acts_by_decoder_norm: false };
     let top_k = TranscoderSet::from_layers(config(SetKind::PerLayer), dictionaries(architecture, false)).unwrap();
-    let error = write_set(&top_k, &tmp.path().join("top_k")).unwrap_err().to_string();
-    assert!(error.contains("TopK") && error.contains("sparsify"), "{error}");
     let skip = cross_layers(&Activation::relu(), true);
     let skip = TranscoderSet::from_cross_layer(config(SetKind::CrossLayer), skip).unwrap();
-    assert!(write_set(&skip, &tmp.path().join("skip")).unwrap_err().to_string().contains("linear connection"));
-    assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "refusals leave nothing behind");
+    let refused_as = |set| write_set_in(set, tmp.path(), SetFormat::CircuitTracer).unwrap_err().to_string();
+    assert!(refused_as(&top_k).contains("TopK") && refused_as(&skip).contains("linear connection"));
+    let dir = tmp.path().join("top_k");
+    assert_eq!(write_set(&top_k, &dir).unwrap(), SetFormat::Extended);
+    let text = fs::read_to_string(dir.join(CONFIG)).unwrap();
+    assert!(text.contains("model_kind: mechinterp_transcoder_set") && text.contains("k: 3"), "{text}");
+    assert_eq!(write_set(&skip, &tmp.path().join("skip")).unwrap(), SetFormat::Extended);
+    assert!(open_set(&tmp.path().join("skip")).unwrap().has_skip());
+    for (from, to, says) in
+        [("k: 3", "k: 21", "20 features"), ("k: 3", "", "a key 'k'"), (": topk", ": tops", "groupmax")]
+    {
+        fs::write(dir.join(CONFIG), text.replace(from, to)).unwrap();
+        let error = refused(&dir);
+        assert!(error.contains(says), "{error}");
+    }
 }
 
 #[test]

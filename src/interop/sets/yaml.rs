@@ -87,6 +87,11 @@ impl Yaml {
         }
     }
 
+    /// An error about what a key says.
+    pub(crate) fn wrong(&self, expected: String, found: String) -> Error {
+        wrong(&self.path, expected, found)
+    }
+
     fn kind(&self, key: &str, expected: &str, found: &Value) -> Error {
         let found = match found {
             Value::None => "nothing".into(),
