@@ -20,15 +20,16 @@ const TOLERANCE: f64 = 1e-4;
 
 /// Arguments of `convert`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(group(clap::ArgGroup::new("source").args(["sae", "set"]).required(true)))]
 pub(super) struct Args {
     /// Dictionary in any known format: a directory, or the file of its weights. Formats are recognised by contents:
     /// SAELens (version 6 or flat), `dictionary_learning`, sparsify, Gemma Scope, Gemma Scope 2, Llama Scope, Qwen Scope,
     /// OpenAI, Goodfire, circuit-tracer.
-    #[arg(long, value_name = "PATH", required_unless_present = "set")]
+    #[arg(long, value_name = "PATH")]
     sae: Option<PathBuf>,
     /// Transcoder set in place of one dictionary: circuit-tracer's directory (per layer or across layers), Gemma Scope's,
     /// or a directory with a folder for each layer's transcoder; or its name on the hub.
-    #[arg(long, value_name = "SET", conflicts_with_all = ["sae", "hook", "context_size", "prepend_bos", "k"])]
+    #[arg(long, value_name = "SET", conflicts_with_all = ["hook", "context_size", "prepend_bos", "k"])]
     set: Option<String>,
     /// Format to write: `saelens`, `dictionary_learning` or `sparsify`; for sets `circuit_tracer`, `saelens` or
     /// `sparsify`.

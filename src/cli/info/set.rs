@@ -57,7 +57,7 @@ pub(super) fn run(reference: &str, ui: &Ui) -> Result<Outcome> {
 }
 
 fn print(report: &Report<'_>, ui: &Ui) -> Result<()> {
-    let per_layer = report.weight_bytes as f64 / report.n_layers.max(1) as f64 / 1e6;
+    let per_layer = bytes(report.weight_bytes / report.n_layers.max(1) as u64);
     let skip = if report.linear_connection { ", with a linear connection" } else { "" };
     let lines = [
         ("kind", report.kind.title().to_owned()),
@@ -73,8 +73,8 @@ fn print(report: &Report<'_>, ui: &Ui) -> Result<()> {
         (
             "weights",
             format!(
-                "{:.1} MB in {} files, {per_layer:.1} MB a layer; read as they are needed",
-                report.weight_bytes as f64 / 1e6,
+                "{} in {} files, {per_layer} a layer; read as they are needed",
+                bytes(report.weight_bytes),
                 report.weight_files
             ),
         ),
@@ -87,6 +87,11 @@ fn print(report: &Report<'_>, ui: &Ui) -> Result<()> {
         ui.out(format!("  {}{note}", paint(DIM, format!("{:<12}", "note"))))?;
     }
     Ok(())
+}
+
+fn bytes(n: u64) -> String {
+    let n = n as f64;
+    if n < 1e6 { format!("{:.1} KB", n / 1e3) } else { format!("{:.1} MB", n / 1e6) }
 }
 
 /// The hooks that are reconstructed, and from where.

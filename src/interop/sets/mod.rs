@@ -137,7 +137,9 @@ fn probe(set: &TranscoderSet, layer: usize) -> Result<Vec<f32>> {
     let mut rows = set.encoder_rows(layer, &features)?;
     for (row, bias) in rows.chunks_exact_mut(set.config().d_model).zip(&biases) {
         let squared: f32 = row.iter().map(|w| w * w).sum();
-        row.iter_mut().for_each(|w| *w *= 4.0 * (bias.abs() + 1.0) / squared.max(1e-6));
+        for w in row {
+            *w *= 4.0 * (bias.abs() + 1.0) / squared.max(1e-6);
+        }
     }
     Ok(rows)
 }

@@ -88,7 +88,7 @@ pub fn write_set_in(set: &TranscoderSet, dir: &Path, format: SetFormat) -> Resul
         match (format, set.config().kind) {
             (SetFormat::CircuitTracer | SetFormat::Extended, SetKind::PerLayer) => write_layer(set, layer, dir)?,
             (SetFormat::CircuitTracer | SetFormat::Extended, SetKind::CrossLayer) => {
-                write_cross_layer(set, layer, dir)?
+                write_cross_layer(set, layer, dir)?;
             }
             (SetFormat::SaeLens, _) => {
                 let own = dir.join(format!("layer_{layer}"));
@@ -130,7 +130,7 @@ fn check(set: &TranscoderSet, format: SetFormat) -> Result<()> {
         return Ok(());
     }
     for activation in layers() {
-        if thresholds(activation?).is_none() {
+        if let Steps::Competing = steps(activation?) {
             let why = "it loads ReLU and a threshold a feature, and these features compete for their places (TopK): \
                        fixed thresholds would be another function";
             let remedy = "train with ReLU, JumpReLU or BatchTopK, whose features each have a threshold; TopK per-layer \
@@ -155,14 +155,25 @@ fn competing(activation: &Activation, config: &SetConfig) -> Option<(&'static st
     }
 }
 
-/// The thresholds of `x · [x > θ]` that compute an activation: `Some(None)` for ReLU, `None` where there are none.
-fn thresholds(activation: &Activation) -> Option<Option<Cow<'_, [f32]>>> {
+/// How circuit-tracer computes an activation.
+enum Steps<'a> {
+    /// `max(x, 0)`.
+    Relu,
+    /// `x · [x > θ]` with a threshold a feature.
+    Jump(Cow<'a, [f32]>),
+    /// Not feature by feature.
+    Competing,
+}
+
+fn steps(activation: &Activation) -> Steps<'_> {
     match activation {
-        Activation::Relu => Some(None),
+        Activation::Relu => Steps::Relu,
         // With the ReLU first a negative threshold passes what zero passes.
-        Activation::JumpRelu(jump) => Some(Some(jump.threshold.iter().map(|t| t.max(0.0)).collect())),
-        Activation::JumpIdentity(jump) => Some(Some(jump.threshold.as_slice().into())),
-        Activation::TopK(_) | Activation::AbsTopK(_) | Activation::Gated(_) | Activation::GroupMax(_) => None,
+        Activation::JumpRelu(jump) => Steps::Jump(jump.threshold.iter().map(|t| t.max(0.0)).collect()),
+        Activation::JumpIdentity(jump) => Steps::Jump(jump.threshold.as_slice().into()),
+        Activation::TopK(_) | Activation::AbsTopK(_) | Activation::Gated(_) | Activation::GroupMax(_) => {
+            Steps::Competing
+        }
     }
 }
 
@@ -180,7 +191,8 @@ fn description(set: &TranscoderSet, format: SetFormat) -> Result<String> {
         competing.map(|(name, _)| (ACTIVATION, name.to_owned())),
         competing.map(|(_, k)| ("k", k.to_string())),
     ];
-    Ok(lines.into_iter().flatten().map(|(key, value)| format!("{key}: {value}\n")).collect())
+    let lines: Vec<String> = lines.into_iter().flatten().map(|(key, value)| format!("{key}: {value}\n")).collect();
+    Ok(lines.concat())
 }
 
 /// `layer_{i}.safetensors`.
@@ -198,7 +210,7 @@ fn write_layer(set: &TranscoderSet, layer: usize, dir: &Path) -> Result<()> {
         let skip = set.skip(layer)?.unwrap_or_else(|| vec![0.0; d * d]);
         tensors.push(Streamed::whole("W_skip", &[d, d], skip));
     }
-    if let Some(Some(thresholds)) = thresholds(&encoder.activation) {
+    if let Steps::Jump(thresholds) = steps(&encoder.activation) {
         tensors.push(Streamed::whole("activation_function.threshold", &[f], thresholds));
     }
     write_streamed(&dir.join(format!("layer_{layer}.safetensors")), tensors)
@@ -218,9 +230,12 @@ fn write_cross_layer(set: &TranscoderSet, layer: usize, dir: &Path) -> Result<()
         tensors.push(Streamed::whole(name("W_skip"), &[d, d], skip));
     }
     // Thresholds are in all layers or in none; that of a ReLU is zero.
-    let has = |layer| set.activation(layer).is_ok_and(|activation| matches!(thresholds(activation), Some(Some(_))));
-    if (0..n_layers).any(has) {
-        let own = thresholds(&encoder.activation).flatten().unwrap_or_else(|| vec![0.0; f].into());
+    let jumps = |layer| set.activation(layer).is_ok_and(|activation| matches!(steps(activation), Steps::Jump(_)));
+    if (0..n_layers).any(jumps) {
+        let own = match steps(&encoder.activation) {
+            Steps::Jump(thresholds) => thresholds,
+            Steps::Relu | Steps::Competing => vec![0.0; f].into(),
+        };
         tensors.push(Streamed::whole(name("threshold"), &[f], own));
     }
     write_streamed(&dir.join(format!("W_enc_{layer}.safetensors")), tensors)?;
