@@ -10,7 +10,6 @@ use crate::dictionary::{SetConfig, SetKind, TranscoderSet};
 use crate::interop::{self, Format, OpenedSet, SetFormat};
 
 use super::super::Outcome;
-use super::super::open;
 use super::super::render::{Table, Ui, thousands};
 use super::TOLERANCE;
 
@@ -38,7 +37,10 @@ struct Report<'a> {
 
 pub(super) fn run(reference: &str, to: Format, out: &Path, model_name: Option<&str>, ui: &Ui) -> Result<Outcome> {
     let format = SetFormat::of(to)?;
-    let OpenedSet { set, format: from, path, notes } = open::transcoder_set(reference, ui)?;
+    let OpenedSet { set, format: from, path, notes } = interop::open_set_with(reference, ui.progress())?;
+    for note in &notes {
+        ui.say(format!("{reference}: {note}"));
+    }
     let set = match model_name {
         Some(name) => set.with_model_name(name),
         None => set,
