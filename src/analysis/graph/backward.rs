@@ -25,7 +25,7 @@ use crate::base::Result;
 use crate::dictionary::set::TranscoderSet;
 use crate::model::config::BlockLayout;
 use crate::model::{Model, Site};
-use crate::ops::{Matrix, gemm, sparse, vector};
+use crate::ops::{self, Matrix, gemm, sparse};
 
 use super::context::{Context, LayerContext};
 use super::held::HeldNorm;
@@ -45,8 +45,10 @@ pub(super) struct Seed<'a> {
 }
 
 /// The entries of one row, as [`super::columns::Columns`] orders them, and what constants add.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Row {
+    pub(super) layer: usize,
+    pub(super) position: usize,
     pub(super) entries: Vec<f32>,
     pub(super) bias: f64,
 }
@@ -66,11 +68,16 @@ impl Sweep<'_> {
     /// When weights cannot be read.
     pub(super) fn run(&self, seeds: &[Seed<'_>]) -> Result<Vec<Row>> {
         let columns = &self.context.columns;
-        let length = |seed: &Seed<'_>| Row { entries: vec![0.0; columns.len(seed.layer, seed.position)], bias: 0.0 };
+        let empty = |&Seed { layer, position, .. }: &Seed<'_>| Row {
+            layer,
+            position,
+            entries: vec![0.0; columns.len(layer, position)],
+            bias: 0.0,
+        };
         let mut pass = Pass {
             sweep: *self,
             seeds,
-            rows: seeds.iter().map(length).collect(),
+            rows: seeds.iter().map(empty).collect(),
             live: Live::new(columns.positions, self.model.config().d_model),
         };
         pass.join(columns.n_layers);
@@ -178,20 +185,19 @@ impl Pass<'_> {
         &mut self,
         g: &[f32],
         vector: impl Fn(usize) -> &'v [f32] + Sync,
-        keep: impl Fn(&mut Row, (usize, usize), f32),
+        keep: impl Fn(&mut Row, usize, f32),
     ) {
         let live = &self.live;
         let products = (0..live.s()).into_par_iter().map(|position| {
             let v = vector(position);
             let mut out = vec![0.0; live.block(position).len()];
             let block = live.block(position);
-            vector::dots(&g[block.start * v.len()..block.end * v.len()], v, &mut out);
+            ops::dots(&g[block.start * v.len()..block.end * v.len()], v, &mut out);
             out
         });
         for (position, products) in products.collect::<Vec<_>>().into_iter().enumerate() {
             for (i, value) in products.into_iter().enumerate() {
-                let (row, last) = self.live.row(i);
-                keep(&mut self.rows[row], (last, position), value);
+                keep(&mut self.rows[self.live.row(i).0], position, value);
             }
         }
     }
@@ -204,20 +210,11 @@ impl Pass<'_> {
             self.score_features(source, l, g)?;
         }
         let (errors, columns) = (&context.errors[l], &context.columns);
-        let row_layers: Vec<usize> = self.seeds.iter().map(|seed| seed.layer).collect();
-        let live = &self.live;
-        let blocks = (context.zero_positions..live.s()).into_par_iter().map(|position| {
-            let block = live.block(position);
-            let mut out = vec![0.0; block.len()];
-            vector::dots(&g[block.start * d..block.end * d], &errors[position * d..][..d], &mut out);
-            (position, out)
-        });
-        for (position, products) in blocks.collect::<Vec<_>>() {
-            for (i, value) in products.into_iter().enumerate() {
-                let (row, last) = self.live.row(i);
-                self.rows[row].entries[columns.error_entry(row_layers[row], last, l, position)] = value;
-            }
-        }
+        self.met_by(
+            g,
+            |position| &errors[position * d..][..d],
+            |row, position, value| row.entries[columns.error_entry(row.layer, row.position, l, position)] = value,
+        );
         let constant = &context.layers[l].constant;
         self.met_by(g, |position| &constant[position * d..][..d], |row, _, value| row.bias += f64::from(value));
         Ok(())
@@ -300,7 +297,7 @@ impl Pass<'_> {
             let mut g = vector.to_vec();
             if let Some((norm, gain)) = norm {
                 if let Some(bias) = norm.bias().filter(|_| gain) {
-                    self.rows[row].bias += f64::from(vector::dot(&g, bias));
+                    self.rows[row].bias += f64::from(ops::dot(&g, bias));
                 }
                 norm.pull(&mut g, position, gain);
             }
@@ -388,27 +385,16 @@ impl Pass<'_> {
 
     /// What tokens and learned positions add to each row.
     fn embeddings(&mut self) {
-        let context = self.sweep.context;
-        let d = self.sweep.model.config().d_model;
+        let (context, d) = (self.sweep.context, self.sweep.model.config().d_model);
         let g = std::mem::take(&mut self.live.g);
         let columns = &context.columns;
-        let layers: Vec<usize> = self.seeds.iter().map(|seed| seed.layer).collect();
-        let live = &self.live;
-        let products: Vec<Vec<f32>> = (0..live.s())
-            .map(|position| {
-                let block = live.block(position);
-                let mut out = vec![0.0; block.len()];
-                vector::dots(&g[block.start * d..block.end * d], &context.embedding[position * d..][..d], &mut out);
-                out
-            })
-            .collect();
-        for (position, products) in products.into_iter().enumerate() {
-            for (i, value) in products.into_iter().enumerate() {
-                let (row, last) = self.live.row(i);
-                let layer = layers[row];
-                self.rows[row].entries[columns.error_entry(layer, last, layer, position)] = value;
-            }
-        }
+        self.met_by(
+            &g,
+            |position| &context.embedding[position * d..][..d],
+            |row, position, value| {
+                row.entries[columns.error_entry(row.layer, row.position, row.layer, position)] = value
+            },
+        );
         if let Some(positions) = &context.position_embedding {
             self.met_by(&g, |p| &positions[p * d..][..d], |row, _, value| row.bias += f64::from(value));
         }

@@ -105,6 +105,20 @@ impl Columns {
         let tokens = std::iter::once(self.token(0)..self.token(position) + 1);
         features.chain(errors).chain(tokens)
     }
+
+    /// [`Columns::spans`] with the entries that belong to each.
+    pub(super) fn cut<'a>(
+        &'a self,
+        (layer, position): (usize, usize),
+        entries: &'a [f32],
+    ) -> impl Iterator<Item = (Range<usize>, &'a [f32])> {
+        let mut rest = entries;
+        self.spans(layer, position).map(move |span| {
+            let (here, after) = rest.split_at(span.len());
+            rest = after;
+            (span, here)
+        })
+    }
 }
 
 #[cfg(test)]

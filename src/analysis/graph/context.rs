@@ -83,9 +83,8 @@ impl Context {
             error.iter_mut().zip(y).for_each(|(error, y)| *error = y - *error);
             error[..zero_positions * config.d_model].fill(0.0);
         }
-        let layers = (0..config.n_layers).map(|layer| {
-            LayerContext::new(model, set, &run, layer, (&inputs[layer], &outputs[layer]), zero_positions)
-        });
+        let layers = (0..config.n_layers)
+            .map(|layer| LayerContext::new(model, set, &run, layer, (&inputs[layer], &outputs[layer]), zero_positions));
         let layers = layers.collect::<Result<_>>()?;
         let features = active(&codes);
         let global = |site| values(&run, HookPoint::global(site));

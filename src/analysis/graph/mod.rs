@@ -1,8 +1,41 @@
 //! Attribution graphs: which features caused the next token, through which edges (Ameisen et al. 2025, "Circuit
 //! Tracing: Revealing Computational Graphs in Language Models").
+//!
+//! ```text
+//! Context::new   one run of the prompt: patterns, divisors, active features, what transcoders leave over
+//! attribute      rows of direct effects, by sweeps from the top of the model to its embeddings
+//! prune, scores  the nodes and edges that matter; how much of the answer features account for
+//! build          the Graph that writers and pages start from
+//! ```
 
+mod attribute;
+mod attribution;
+mod backward;
+mod build;
+mod columns;
+mod context;
+mod held;
+mod influence;
+mod live;
+mod memory;
+mod prune;
+mod scores;
+mod select;
+mod targets;
 mod types;
 
+pub use attribute::attribute;
+pub use attribution::{ActiveFeature, Attribution};
+pub use build::{About, build, trace};
+pub use context::Context;
+pub use influence::node_influence;
+pub use memory::check_prompt;
+pub use prune::{KeptEdge, Pruned, prune};
+pub use scores::{pruned_scores, scores};
+pub use targets::{Target, TargetChoice};
 pub use types::{
     Edge, Graph, GraphReport, GraphScores, GraphSettings, GraphSource, Node, NodeKind, Verification, VerifiedNode,
 };
+
+#[cfg(test)]
+mod tests;
