@@ -39,7 +39,7 @@ HOOKS = {"jumprelu": ("mlp.hook_in", "mlp.hook_out"), "skip": ("ln2.hook_normali
 
 class Numbers:
     """In place of a tokenizer: tokens are their numbers."""
-    all_special_ids, vocab_size = [1], SIZE["vocab_size"]
+    all_special_ids, vocab_size, padding_side = [1], SIZE["vocab_size"], "right"
 
     def decode(self, token):
         return str(token)
@@ -55,7 +55,7 @@ def per_layer(name):
         activation = JumpReLU(0.3 + 0.2 * torch.rand(F)) if name == "jumprelu" else torch.nn.functional.relu
         layer = SingleLayerTranscoder(D, F, activation, i, skip_connection=name == "skip", dtype=torch.float32)
         layer.W_enc.data, layer.W_dec.data = random(F, D), random(F, D)
-        layer.b_enc.data, layer.b_dec.data = 0.3 * torch.randn(F) - 0.5, 0.3 * torch.randn(D)
+        layer.b_enc.data, layer.b_dec.data = 0.3 * torch.randn(F) - 1.1, 0.3 * torch.randn(D)
         if name == "skip":
             layer.W_skip.data = 0.5 * random(D, D)
         layers[i] = layer
@@ -65,7 +65,7 @@ def per_layer(name):
 def cross_layer(name):
     hooks = dict(zip(("feature_input_hook", "feature_output_hook"), HOOKS[name]))
     clt = CrossLayerTranscoder(LAYERS, F, D, "relu", lazy_decoder=False, scan=name, dtype=torch.float32, **hooks)
-    clt.W_enc.data, clt.b_enc.data = 0.5 * random(LAYERS, F, D), 0.3 * torch.randn(LAYERS, F) - 0.6
+    clt.W_enc.data, clt.b_enc.data = 0.5 * random(LAYERS, F, D), 0.3 * torch.randn(LAYERS, F) - 1.3
     clt.b_dec.data = 0.3 * torch.randn(LAYERS, D)
     for i in range(LAYERS):
         clt.W_dec[i].data = random(F, LAYERS - i, D)
@@ -109,7 +109,7 @@ def replacement(name, reference, transcoders):
 
 def trace(model, out, key, **settings):
     graph = attribute(torch.tensor(TOKENS), model, max_n_logits=3, desired_logit_prob=0.8, **settings)
-    pruned = prune_graph(graph, node_threshold=0.8, edge_threshold=0.95)
+    pruned = prune_graph(graph, node_threshold=0.9, edge_threshold=0.95)
     features, logits = len(graph.selected_features), len(graph.logit_targets)
     rows = list(range(features)) + list(range(len(graph.adjacency_matrix) - logits, len(graph.adjacency_matrix)))
     weights = torch.zeros(len(graph.adjacency_matrix))
@@ -139,5 +139,5 @@ if __name__ == "__main__":
             model = replacement(name, reference, transcoders)
             trace(model, out, key, batch_size=64)
             if key != "skip":
-                trace(model, out, f"{key}-limited", batch_size=5, max_feature_nodes=40)
+                trace(model, out, f"{key}-limited", batch_size=5, max_feature_nodes=30)
         save_file(out, HERE / name / "graphs.safetensors")
