@@ -79,7 +79,7 @@ mod tests {
 
     /// Adds twice what it reads.
     #[derive(Debug)]
-    struct Twice([HookPoint; 1]);
+    struct Twice([HookPoint; 1], usize);
 
     impl Relay for Twice {
         fn reads(&self) -> &[HookPoint] {
@@ -87,7 +87,7 @@ mod tests {
         }
 
         fn width(&self) -> usize {
-            16
+            self.1
         }
 
         fn describe(&self) -> String {
@@ -114,10 +114,7 @@ mod tests {
             let model = open(name);
             let width = model.config().d_model;
             let (from, to) = (HookPoint::block(0, Site::MlpHookIn), HookPoint::block(1, Site::MlpOut));
-            if width != 16 {
-                continue;
-            }
-            let relay = Edit::new(to, EditOp::Relay(Arc::new(Twice([from])))).positions(Positions::From(2));
+            let relay = Edit::new(to, EditOp::Relay(Arc::new(Twice([from], width)))).positions(Positions::From(2));
             let tokens = model.tokens(&[[3u32, 9, 4, 17, 8]]).unwrap();
             let read = model.forward(&tokens, &HookPlan::new().capture(from).capture(to)).unwrap();
             let touched = Tensor::new(&[0f32, 0.0, 2.0, 2.0, 2.0], &Device::Cpu).unwrap().reshape((1, 5, 1)).unwrap();
@@ -152,7 +149,7 @@ mod tests {
             (point(0, Site::MlpPost), point(0, Site::MlpOut)),
             (point(0, Site::MlpHookIn), HookPoint::global(Site::UnembedIn)),
         ] {
-            let plan = HookPlan::new().edit(Edit::new(to, EditOp::Relay(Arc::new(Twice([from])))));
+            let plan = HookPlan::new().edit(Edit::new(to, EditOp::Relay(Arc::new(Twice([from], 24)))));
             let error = plan.resolve(model.config()).unwrap_err().to_string();
             assert!(error.contains(&to.to_string()), "{error}");
         }

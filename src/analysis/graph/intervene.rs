@@ -11,12 +11,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
-use serde::{Deserialize, Serialize};
+use candle_core::{DType, Tensor};
 
 use crate::analysis::FeatureOp;
 use crate::base::{Context, Error, Result};
-use crate::dictionary::TranscoderSet;
+use crate::dictionary::{Activation, TranscoderSet};
 use crate::model::{Edit, EditOp, HookPlan, HookPoint, Model, Positions, Relay, Run};
 
 use super::frozen_run::{FrozenRun, Hold, input, output, rows};
@@ -216,8 +215,22 @@ impl Relay for FeatureRelay {
     }
 }
 
-/// Activations of `features` `[n, k]` for inputs `x` `[n, d]`.
+/// Activations of `features` `[n, k]` for inputs `x` `[n, d]`. Where features do not compete only theirs are computed.
 fn activations(set: &TranscoderSet, layer: usize, x: &[f32], features: &[u32]) -> Result<Vec<f32>> {
+    let threshold = |feature: &u32| match set.activation(layer) {
+        Ok(Activation::Relu) => Some(0.0),
+        Ok(Activation::JumpRelu(jump)) => Some(jump.threshold.get(*feature as usize)?.max(0.0)),
+        Ok(Activation::JumpIdentity(jump)) => jump.threshold.get(*feature as usize).copied(),
+        _ => None,
+    };
+    if let Some(thresholds) = features.iter().map(threshold).collect::<Option<Vec<f32>>>() {
+        let mut values = set.pre_activations(layer, x, features)?;
+        for row in values.chunks_exact_mut(features.len().max(1)) {
+            let silent = row.iter_mut().zip(&thresholds).filter(|(pre, threshold)| **pre <= **threshold);
+            silent.for_each(|(pre, _)| *pre = 0.0);
+        }
+        return Ok(values);
+    }
     let codes = set.encode(layer, x)?;
     let of = |row: usize, feature: &u32| {
         let (active, values) = codes.row(row);

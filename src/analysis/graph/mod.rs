@@ -4,6 +4,8 @@
 mod ablate;
 mod frozen_run;
 mod intervene;
+#[cfg(test)]
+mod test_sets;
 mod types;
 mod verify;
 

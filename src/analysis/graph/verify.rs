@@ -311,3 +311,7 @@ pub fn pearson(pairs: &[(f64, f64)]) -> Option<f64> {
     let (xx, yy, xy) = (sum(&|a, _| a * a), sum(&|_, b| b * b), sum(&|a, b| a * b));
     (pairs.len() > 2 && xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
 }
+
+#[cfg(test)]
+#[path = "verify_tests.rs"]
+mod tests;
