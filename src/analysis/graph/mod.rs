@@ -6,11 +6,13 @@ mod frozen_run;
 mod intervene;
 #[cfg(test)]
 mod test_sets;
+mod through;
 mod types;
 mod verify;
 
 pub use frozen_run::{FrozenRun, Hold};
 pub use intervene::{ChangedRun, FeatureChange, check_changes, live_plan};
+pub use through::{Answers, Route};
 pub use types::{
     Edge, Graph, GraphReport, GraphScores, GraphSettings, GraphSource, Node, NodeKind, Verification, VerifiedNode,
 };

@@ -1,7 +1,10 @@
-//! Random transcoder sets for tests.
+//! Random transcoder sets and small graphs for tests.
 
 use std::sync::Arc;
 
+use crate::analysis::graph::{
+    Edge, Graph, GraphReport, GraphScores, GraphSettings, GraphSource, Node, NodeKind,
+};
 use crate::dictionary::{
     Activation, Architecture, CrossLayer, Dictionary, DictionaryConfig, SetConfig, SetKind, TranscoderSet,
 };
@@ -55,4 +58,31 @@ pub(crate) fn cross_layer(model: &Model, input: Site, output: Site) -> Arc<Trans
     };
     let layers = (0..n).map(layer).collect();
     Arc::new(TranscoderSet::from_cross_layer(config(model, SetKind::CrossLayer, input, output), layers).unwrap())
+}
+
+/// A node without influence.
+pub(crate) fn node_at(kind: NodeKind, position: usize) -> Node {
+    Node { kind, position, influence: 0.0, cumulative_influence: None }
+}
+
+/// A graph of nodes and edges `(source, target, weight)`, of two layers.
+pub(crate) fn graph_of(nodes: Vec<Node>, edges: &[(usize, usize, f32)]) -> Graph {
+    let edge = |&(source, target, weight): &(usize, usize, f32)| Edge { source, target, weight, measured: None };
+    Graph {
+        source: GraphSource {
+            prompt: String::new(),
+            model: String::new(),
+            scan: String::new(),
+            cross_layer: false,
+            settings: GraphSettings::default(),
+        },
+        tokens: Vec::new(),
+        token_texts: Vec::new(),
+        n_layers: 2,
+        nodes,
+        edges: edges.iter().map(edge).collect(),
+        scores: GraphScores::default(),
+        report: GraphReport::default(),
+        verification: None,
+    }
 }

@@ -254,18 +254,13 @@ fn effects(
 /// By the graph, what each node loses of its pre-activation or value when `source` is taken away.
 pub fn total_effects(graph: &Graph, source: usize) -> Vec<f64> {
     let n = graph.nodes.len();
-    let rank = |i: usize| match graph.nodes[i].kind {
-        NodeKind::Token { .. } => 0,
-        NodeKind::Feature { layer, .. } | NodeKind::Error { layer } => layer + 1,
-        NodeKind::Target { .. } => usize::MAX,
-    };
     let mut edges: Vec<&super::Edge> = graph.edges.iter().filter(|e| e.source < n && e.target < n).collect();
-    edges.sort_by_key(|edge| rank(edge.target));
+    edges.sort_by_key(|edge| graph.rank(edge.target));
     let (mut lost, mut share) = (vec![0.0; n], vec![0.0; n]);
     if let Some(own) = share.get_mut(source) {
         *own = 1.0;
     }
-    for edges in edges.chunk_by(|a, b| rank(a.target) == rank(b.target)) {
+    for edges in edges.chunk_by(|a, b| graph.rank(a.target) == graph.rank(b.target)) {
         for edge in edges {
             lost[edge.target] += f64::from(edge.weight) * share[edge.source];
         }
