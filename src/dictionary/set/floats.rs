@@ -116,6 +116,23 @@ impl Floats {
         Self { name: Arc::clone(&self.name), len: self.len, store: Store::Memory(Arc::new(values)) }
     }
 
+    /// All numbers.
+    ///
+    /// # Errors
+    /// `NonFinite`.
+    pub(crate) fn whole(&self) -> Result<Cow<'_, [f32]>> {
+        let values = self.get(0..self.len);
+        self.check(&values)?;
+        Ok(values)
+    }
+
+    /// Takes the pages of the file out of this process' memory.
+    pub(crate) fn release(&self) {
+        if let Some(file) = self.source() {
+            file.map.release();
+        }
+    }
+
     /// All numbers where they can be used in place, counted as `read` of them.
     pub(crate) fn in_place(&self, read: usize) -> Option<&[f32]> {
         match &self.store {
