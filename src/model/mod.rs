@@ -12,6 +12,7 @@ pub mod weights;
 mod attention;
 mod axes;
 mod block;
+mod circuit;
 mod decoder;
 mod directions;
 mod experts;
@@ -31,6 +32,7 @@ mod site;
 mod tail;
 mod tap;
 
+pub use circuit::{LogitDirections, ValueMaps};
 pub use config::ModelConfig;
 pub use decoder::{Model, Run};
 pub use hook::{HookPoint, Site};

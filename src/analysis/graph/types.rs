@@ -57,6 +57,9 @@ pub struct GraphSettings {
     pub node_threshold: f64,
     /// Share of influence that the kept edges have.
     pub edge_threshold: f64,
+    /// Positions from the start whose features and errors are left out: the attention sink. 4 for Gemma 3's chat models,
+    /// whose prompts begin with a fixed turn.
+    pub zero_positions: usize,
 }
 
 impl Default for GraphSettings {
@@ -68,6 +71,7 @@ impl Default for GraphSettings {
             max_feature_nodes: 7500,
             node_threshold: 0.8,
             edge_threshold: 0.98,
+            zero_positions: 1,
         }
     }
 }
