@@ -165,7 +165,7 @@ fn other_graph(node: &Node, activation: f32, found: f32) -> Error {
 struct Changes {
     set: Arc<TranscoderSet>,
     clean: Vec<SparseCodes>,
-    ignored: usize,
+    zero_positions: usize,
     positions: usize,
     /// By row of the batch, the layer, position and number of a feature that is held at zero.
     ablated: Vec<Option<(usize, usize, u32)>>,
@@ -186,7 +186,7 @@ impl Changes {
         Self {
             set: Arc::clone(&run.set),
             clean: run.codes.clone(),
-            ignored: run.ignored,
+            zero_positions: run.zero_positions,
             positions: run.positions(),
             ablated: ablated.collect(),
             layers: run.codes.iter().map(|_| OnceLock::new()).collect(),
@@ -208,7 +208,7 @@ impl Changes {
         let mut found = Layer { change: SparseCodes::new(codes.d_sae), switched: vec![0; self.ablated.len()] };
         for i in 0..codes.rows() {
             let (row, position) = (i / self.positions, i % self.positions);
-            let now = if position < self.ignored { (&[][..], &[][..]) } else { codes.row(i) };
+            let now = if position < self.zero_positions { (&[][..], &[][..]) } else { codes.row(i) };
             let ablated = self.ablated[row].filter(|a| (a.0, a.1) == (layer, position)).map(|a| a.2);
             let (features, values, switched) = difference(now, self.clean[layer].row(position), ablated);
             found.change.push_row(&features, &values);

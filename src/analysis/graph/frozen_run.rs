@@ -65,10 +65,10 @@ pub struct FrozenRun<'a> {
     pub tokens: Vec<u32>,
     /// The first positions, at which features count as absent: 1 where the prompt begins with the
     /// beginning-of-sequence token, at which activations mean nothing (circuit-tracer's `zero_positions`).
-    pub ignored: usize,
+    pub zero_positions: usize,
     /// Logits and captures of the clean run.
     pub clean: Run,
-    /// Active features by layer, none at ignored positions.
+    /// Active features by layer, none at zero positions.
     pub codes: Vec<SparseCodes>,
 }
 
@@ -77,17 +77,17 @@ impl<'a> FrozenRun<'a> {
     ///
     /// # Errors
     /// When the set belongs to another model, and as [`Model::forward`].
-    pub fn new(model: &'a Model, set: &Arc<TranscoderSet>, tokens: &[u32], ignored: usize) -> Result<Self> {
+    pub fn new(model: &'a Model, set: &Arc<TranscoderSet>, tokens: &[u32], zero_positions: usize) -> Result<Self> {
         let config = model.config();
         set.check_model(config)?;
         let plan = points(set, config).into_iter().fold(HookPlan::new().with_logits(), HookPlan::capture);
         let clean = model.forward(&model.tokens(&[tokens])?, &plan)?;
         let codes = |layer| {
             let x = rows(clean.captured(input(set, layer))?)?;
-            Ok(without_first(&set.encode(layer, &x)?, ignored))
+            Ok(without_first(&set.encode(layer, &x)?, zero_positions))
         };
         let codes = (0..config.n_layers).map(codes).collect::<Result<_>>()?;
-        Ok(Self { model, set: Arc::clone(set), tokens: tokens.to_vec(), ignored, clean, codes })
+        Ok(Self { model, set: Arc::clone(set), tokens: tokens.to_vec(), zero_positions, clean, codes })
     }
 
     /// Number of positions.
@@ -95,7 +95,7 @@ impl<'a> FrozenRun<'a> {
         self.tokens.len()
     }
 
-    /// The activation of a feature at a position; zero at ignored ones.
+    /// The activation of a feature at a position; zero at zero_positions ones.
     pub fn activation(&self, layer: usize, position: usize, feature: u32) -> f32 {
         let codes = self.codes.get(layer).filter(|codes| position < codes.rows());
         let Some((features, values)) = codes.map(|codes| codes.row(position)) else { return 0.0 };
@@ -158,10 +158,10 @@ pub(super) fn rows(x: &Tensor) -> Result<Vec<f32>> {
 }
 
 /// The codes without those of the first rows.
-fn without_first(codes: &SparseCodes, ignored: usize) -> SparseCodes {
+fn without_first(codes: &SparseCodes, zero_positions: usize) -> SparseCodes {
     let mut kept = SparseCodes::new(codes.d_sae);
     for i in 0..codes.rows() {
-        let (features, values) = if i < ignored { (&[][..], &[][..]) } else { codes.row(i) };
+        let (features, values) = if i < zero_positions { (&[][..], &[][..]) } else { codes.row(i) };
         kept.push_row(features, values);
     }
     kept

@@ -80,26 +80,26 @@ pub fn check_changes(changes: &[FeatureChange], set: &TranscoderSet) -> Result<(
 }
 
 /// A plan that makes the changes with current activations, also while text is generated. Features count as absent on
-/// the first `ignored` positions.
+/// the first `zero_positions` positions.
 ///
 /// # Errors
 /// As [`check_changes`]; when weights cannot be read.
 pub fn live_plan(
     set: &Arc<TranscoderSet>,
     changes: &[FeatureChange],
-    ignored: usize,
+    zero_positions: usize,
     model: &Model,
 ) -> Result<HookPlan> {
     check_changes(changes, set)?;
     set.check_model(model.config())?;
-    with_relays(HookPlan::new(), set, changes, ignored, model)
+    with_relays(HookPlan::new(), set, changes, zero_positions, model)
 }
 
 fn with_relays(
     plan: HookPlan,
     set: &Arc<TranscoderSet>,
     changes: &[FeatureChange],
-    ignored: usize,
+    zero_positions: usize,
     model: &Model,
 ) -> Result<HookPlan> {
     let mut writers: BTreeMap<usize, Vec<Reader>> = BTreeMap::new();
@@ -110,7 +110,7 @@ fn with_relays(
     }
     Ok(writers.into_iter().fold(plan, |plan, (to, readers)| {
         let reads = readers.iter().map(|reader| input(set, reader.layer)).collect();
-        let relay = FeatureRelay { set: Arc::clone(set), readers, reads, ignored };
+        let relay = FeatureRelay { set: Arc::clone(set), readers, reads, zero_positions };
         plan.edit(Edit::new(output(set, to), EditOp::Relay(Arc::new(relay))))
     }))
 }
@@ -180,7 +180,7 @@ struct FeatureRelay {
     set: Arc<TranscoderSet>,
     readers: Vec<Reader>,
     reads: Vec<HookPoint>,
-    ignored: usize,
+    zero_positions: usize,
 }
 
 impl Relay for FeatureRelay {
@@ -204,7 +204,7 @@ impl Relay for FeatureRelay {
             let mut activations = activations(&self.set, reader.layer, &rows(input)?, &reader.features)?;
             let k = reader.features.len();
             for (row, values) in activations.chunks_exact_mut(k.max(1)).enumerate() {
-                if offset + row % s.max(1) < self.ignored {
+                if offset + row % s.max(1) < self.zero_positions {
                     values.fill(0.0);
                 }
             }
@@ -282,7 +282,7 @@ impl FrozenRun<'_> {
         check_changes(changes, &self.set)?;
         let held = self.held(hold)?;
         let Hold::Layers(_) = hold else {
-            return with_relays(held, &self.set, changes, self.ignored, self.model);
+            return with_relays(held, &self.set, changes, self.zero_positions, self.model);
         };
         let layers = hold.layers(self.model.config().n_layers);
         let mut plan = self.with_skips(held, layers.clone())?;

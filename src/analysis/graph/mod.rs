@@ -21,9 +21,12 @@ mod frozen_run;
 mod held;
 mod influence;
 mod intervene;
+mod labels;
 mod live;
 mod memory;
+mod paths;
 mod prune;
+mod reading;
 mod scores;
 mod select;
 mod targets;
@@ -40,11 +43,14 @@ pub use context::Context;
 pub use frozen_run::{FrozenRun, Hold};
 pub use influence::node_influence;
 pub use intervene::{ChangedRun, FeatureChange, check_changes, live_plan};
+pub use labels::LayerIndexes;
 pub use memory::check_prompt;
+pub use paths::{Path, Paths};
 pub use prune::{KeptEdge, Pruned, prune};
+pub use reading::{Trust, trust};
 pub use scores::{pruned_scores, scores};
 pub use targets::{Target, TargetChoice};
-pub use through::{Answers, Route};
+pub use through::Answers;
 pub use types::{
     Edge, Graph, GraphReport, GraphScores, GraphSettings, GraphSource, Node, NodeKind, Verification, VerifiedNode,
 };
@@ -53,3 +59,25 @@ pub use verify::{VerifySettings, pearson, total_effects, verify};
 #[cfg(test)]
 #[path = "tests.rs"]
 mod attribution_tests;
+
+#[cfg(test)]
+#[path = "../../../tests/it/graph_sample.rs"]
+pub(crate) mod sample;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    pub(crate) use super::sample::{edge, graph_of, node, sample};
+    use super::{Node, NodeKind};
+
+    pub(crate) fn token(position: usize, token: u32) -> Node {
+        node(NodeKind::Token { token }, position)
+    }
+
+    pub(crate) fn feature(layer: usize, feature: u32, position: usize) -> Node {
+        node(NodeKind::Feature { layer, feature, activation: 1.0, label: None }, position)
+    }
+
+    pub(crate) fn target(position: usize, token: u32, probability: f64) -> Node {
+        node(NodeKind::Target { token, against: None, text: " x".into(), probability, value: 1.0 }, position)
+    }
+}

@@ -6,17 +6,9 @@ use crate::base::{Context, Result};
 use crate::model::Positions;
 
 use super::frozen_run::{FrozenRun, Hold, rows};
-use super::intervene::FeatureChange;
+use super::intervene::{ChangedRun, FeatureChange};
+use super::paths::Path;
 use super::types::{Edge, Graph, NodeKind};
-
-/// A way from a token or an error to a target.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Route {
-    /// The nodes from the source to the target, indices in [`Graph::nodes`].
-    pub nodes: Vec<usize>,
-    /// The product over its steps of `|weight| / Σ|inputs|`: the share of the target's input that comes this way.
-    pub share: f64,
-}
 
 impl Graph {
     /// The node of this id ([`super::Node::id`]).
@@ -60,7 +52,7 @@ impl Graph {
     }
 
     /// The strongest path to `target` that goes through `node`, from a token or an error; `None` where none does.
-    pub fn strongest_route(&self, node: usize, target: usize) -> Option<Route> {
+    pub fn strongest_route(&self, node: usize, target: usize) -> Option<Path> {
         let (inputs, order) = self.sorted();
         let n = self.nodes.len();
         // The best way to each node from where paths begin, and the best one through `node`.
@@ -82,7 +74,12 @@ impl Graph {
             passed |= at == node;
         }
         nodes.reverse();
-        Some(Route { nodes, share })
+        let weight = |step: &[usize]| {
+            let edge = self.edges.iter().find(|edge| [edge.source, edge.target] == *step);
+            edge.map_or(0.0, |edge| edge.weight)
+        };
+        let weights = nodes.windows(2).map(weight).collect();
+        Some(Path { nodes, weights, share })
     }
 
     /// The change of a feature of the graph at its own position; `None` for other nodes.
@@ -172,7 +169,14 @@ impl FrozenRun<'_> {
     /// # Errors
     /// As [`FrozenRun::intervene`].
     pub fn answers(&self, changes: &[FeatureChange], hold: &Hold) -> Result<Answers> {
-        let changed = self.intervene(changes, hold)?;
+        self.answers_of(&self.intervene(changes, hold)?)
+    }
+
+    /// The same of a run that was made.
+    ///
+    /// # Errors
+    /// When the logits cannot be read.
+    pub fn answers_of(&self, changed: &ChangedRun) -> Result<Answers> {
         let last = |run: &crate::model::Run| -> Result<Vec<f32>> {
             let logits = run.logits()?.narrow(1, self.positions() - 1, 1);
             let probabilities = logits.and_then(|x| candle_nn::ops::softmax(&x, candle_core::D::Minus1));
@@ -232,7 +236,7 @@ mod tests {
     fn the_strongest_route_through_a_node_passes_it() {
         let graph = graph();
         let route = graph.strongest_route(3, 5).unwrap();
-        assert_eq!(route.nodes, [1, 3, 5]);
+        assert_eq!((route.nodes, route.weights), (vec![1, 3, 5], vec![-2.0, 2.0]));
         assert!((route.share - 0.2).abs() < 1e-12);
         assert_eq!(graph.strongest_route(4, 5).unwrap().nodes, [0, 2, 4, 5]);
         assert_eq!(graph.strongest_route(0, 5).unwrap().nodes, [0, 2, 4, 5]);

@@ -45,13 +45,11 @@ pub struct VerifySettings {
     pub nodes: usize,
     /// Nodes that are taken away at once, each in its own row of a batch.
     pub batch_size: usize,
-    /// The first positions, at which features do not count; see [`FrozenRun::ignored`].
-    pub ignored: usize,
 }
 
 impl Default for VerifySettings {
     fn default() -> Self {
-        Self { nodes: 32, batch_size: 8, ignored: 1 }
+        Self { nodes: 32, batch_size: 8 }
     }
 }
 
@@ -69,7 +67,7 @@ pub fn verify(
     settings: VerifySettings,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let run = FrozenRun::new(model, set, &graph.tokens, settings.ignored)?;
+    let run = FrozenRun::new(model, set, &graph.tokens, graph.source.settings.zero_positions)?;
     let contributions = strongest(&run, graph, settings.nodes)?;
     let readouts = Readouts::of(model, graph)?;
     let mut found = Verification::default();

@@ -49,7 +49,7 @@ fn complete(model: &Model, set: &Arc<TranscoderSet>) -> Graph {
 /// The complete graph, its edges measured.
 fn measured(model: &Model, set: &Arc<TranscoderSet>) -> Graph {
     let mut graph = complete(model, set);
-    let settings = VerifySettings { nodes: usize::MAX, batch_size: 16, ignored: 1 };
+    let settings = VerifySettings { nodes: usize::MAX, batch_size: 16 };
     verify(model, set, &mut graph, None, settings, &Silent).unwrap();
     for edge in &mut graph.edges {
         edge.weight = edge.measured.unwrap();
@@ -72,7 +72,7 @@ fn total_effects_of_measured_edges_are_those_of_the_local_replacement_model() {
         let model = open(name);
         for set in [per_layer(&model, input, output, skip), cross_layer(&model, input, output)] {
             let mut graph = measured(&model, &set);
-            let settings = VerifySettings { nodes: usize::MAX, batch_size: 16, ignored: 1 };
+            let settings = VerifySettings { nodes: usize::MAX, batch_size: 16 };
             verify(&model, &set, &mut graph, None, settings, &Silent).unwrap();
             let found = graph.verification.unwrap();
             let largest = found.nodes.iter().fold(0f64, |m, node| m.max(node.frozen.abs()));
