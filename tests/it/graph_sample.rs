@@ -152,7 +152,8 @@ fn measure(graph: &mut Graph, random: &mut Random) {
     let nodes = features.map(|(node, _)| {
         let predicted = random.next() * 4.0 - 1.0;
         let free = predicted * 0.8 + random.next() - 0.5;
-        VerifiedNode { node, predicted, frozen: predicted * (1.0 + random.next() * 1e-4), free }
+        let frozen = predicted * (1.0 + random.next() * 1e-4);
+        VerifiedNode { node, predicted, frozen, free, ..VerifiedNode::default() }
     });
     let nodes: Vec<VerifiedNode> = nodes.collect();
     graph.report = GraphReport {
@@ -168,5 +169,6 @@ fn measure(graph: &mut Graph, random: &mut Random) {
         frozen_correlation: Some(0.9997),
         free_correlation: Some(0.83),
         nodes,
+        ..Verification::default()
     });
 }

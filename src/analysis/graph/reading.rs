@@ -113,7 +113,13 @@ mod tests {
         let check = |frozen, free| {
             let nodes = Vec::new();
             let mut graph = graph.clone();
-            let verification = Verification { effects: 30, frozen_correlation: frozen, free_correlation: free, nodes };
+            let verification = Verification {
+                effects: 30,
+                frozen_correlation: frozen,
+                free_correlation: free,
+                nodes,
+                ..Verification::default()
+            };
             graph.verification = Some(verification);
             trust(&graph)
         };

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::analysis::graph::{
-    Edge, Graph, GraphReport, GraphScores, GraphSettings, GraphSource, Node, NodeKind,
-};
+use crate::analysis::graph::{Edge, Graph, GraphReport, GraphScores, GraphSettings, GraphSource, Node, NodeKind};
 use crate::dictionary::{
     Activation, Architecture, CrossLayer, Dictionary, DictionaryConfig, SetConfig, SetKind, TranscoderSet,
 };

@@ -92,7 +92,8 @@ impl Graph {
     /// By node its inputs with their shares, and all nodes, each after its inputs.
     fn sorted(&self) -> (Vec<Vec<(usize, f64)>>, Vec<usize>) {
         let n = self.nodes.len();
-        let known = |edge: &&Edge| edge.source < n && edge.target < n && self.rank(edge.source) < self.rank(edge.target);
+        let known =
+            |edge: &&Edge| edge.source < n && edge.target < n && self.rank(edge.source) < self.rank(edge.target);
         let mut sums = vec![0f64; n];
         for edge in self.edges.iter().filter(known) {
             sums[edge.target] += f64::from(edge.weight.abs());
@@ -129,7 +130,8 @@ impl Answers {
     /// The likeliest token without and with the changes.
     pub fn likeliest(&self) -> (u32, u32) {
         let largest = |p: &[f32]| {
-            let best = p.iter().enumerate().fold((0, f32::MIN), |best, (i, p)| if *p > best.1 { (i, *p) } else { best });
+            let best =
+                p.iter().enumerate().fold((0, f32::MIN), |best, (i, p)| if *p > best.1 { (i, *p) } else { best });
             best.0 as u32
         };
         (largest(&self.before), largest(&self.after))

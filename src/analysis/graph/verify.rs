@@ -34,7 +34,9 @@ use crate::dictionary::TranscoderSet;
 use crate::model::{HookPoint, Model, Run, Site};
 
 use super::ablate::{Contribution, Follow, at_position};
+use super::attribution::Attribution;
 use super::frozen_run::{FrozenRun, input, rows};
+use super::targets::Target;
 use super::types::{Graph, NodeKind, Verification, VerifiedNode};
 
 /// How much to verify.
@@ -54,8 +56,8 @@ impl Default for VerifySettings {
 }
 
 /// Measures the edges and the total effects of the strongest nodes of `graph`, and writes them into it:
-/// [`super::Edge::measured`] and [`Graph::verification`]. Total effects are predicted by `whole`, the same graph before
-/// pruning, where there is one.
+/// [`super::Edge::measured`] and [`Graph::verification`]. Total effects are predicted by `whole`, the unpruned graph that
+/// it was made from, or where that is not at hand by the pruned graph, which lacks small paths.
 ///
 /// # Errors
 /// `Mismatch` when the graph was made with another model or set; as [`Model::forward`].
@@ -63,7 +65,7 @@ pub fn verify(
     model: &Model,
     set: &Arc<TranscoderSet>,
     graph: &mut Graph,
-    whole: Option<&Graph>,
+    whole: Option<&Attribution>,
     settings: VerifySettings,
     progress: &dyn Progress,
 ) -> Result<()> {
@@ -82,7 +84,7 @@ pub fn verify(
         }
         let through: Vec<Contribution> = nodes.iter().filter(|node| !is_token(graph, node.node)).cloned().collect();
         if !through.is_empty() {
-            found.nodes.extend(effects(&run, graph, whole.unwrap_or(graph), &through, &readouts)?);
+            found.nodes.extend(effects(&run, graph, whole, &through, &readouts)?);
         }
         progress.advance(nodes.len() as u64);
     }
@@ -214,7 +216,7 @@ fn features_of(graph: &Graph, layer: usize) -> Vec<(usize, usize, u32)> {
 fn effects(
     run: &FrozenRun<'_>,
     graph: &Graph,
-    whole: &Graph,
+    whole: Option<&Attribution>,
     nodes: &[Contribution],
     readouts: &Readouts,
 ) -> Result<Vec<VerifiedNode>> {
@@ -225,16 +227,16 @@ fn effects(
     for follow in [Follow::Mlps, Follow::Model] {
         measured.push(readouts.read(&run.without(nodes, follow)?.run, last)?);
     }
-    let n_layers = graph.n_layers;
-    let places: BTreeMap<String, usize> =
-        whole.nodes.iter().enumerate().map(|(i, node)| (node.id(n_layers), i)).collect();
-    let place = |node: usize| places.get(&graph.nodes[node].id(n_layers)).copied();
     let mut all = Vec::new();
     for (row, node) in nodes.iter().enumerate() {
-        let predicted = place(node.node).map(|source| total_effects(whole, source)).unwrap_or_default();
+        let predicted = match whole {
+            Some(whole) => whole.total_effects(place(graph, whole, node.node)),
+            None => total_effects(graph, node.node),
+        };
         for (i, &(target, _)) in readouts.0.iter().enumerate() {
             let lost = |follow: usize| clean[i] - measured[follow][row][i];
-            let predicted = place(target).and_then(|t| predicted.get(t)).copied().unwrap_or_default();
+            let at = whole.map_or(Some(target), |whole| place(graph, whole, target));
+            let predicted = at.and_then(|at| predicted.get(at)).copied().unwrap_or_default();
             all.push(VerifiedNode {
                 node: node.node,
                 target,
@@ -247,6 +249,48 @@ fn effects(
         }
     }
     Ok(all)
+}
+
+/// The number that a node of `graph` has in the unpruned graph.
+fn place(graph: &Graph, whole: &Attribution, node: usize) -> Option<usize> {
+    let own = graph.nodes.get(node)?;
+    match own.kind {
+        NodeKind::Feature { layer, feature, .. } => {
+            let key = (layer, own.position, feature);
+            whole.features.binary_search_by_key(&key, |f| (f.layer, f.position, f.feature)).ok()
+        }
+        NodeKind::Error { layer } => Some(whole.error_node(layer, own.position)),
+        NodeKind::Token { .. } => Some(whole.token_node(own.position)),
+        NodeKind::Target { token, against, .. } => {
+            let same = |target: &Target| (target.token, target.against) == (token, against);
+            whole.targets.iter().position(same).map(|i| whole.target_node(i))
+        }
+    }
+}
+
+impl Attribution {
+    /// As [`total_effects`] in the unpruned graph, by its own numbers of nodes; zeros where `source` is none.
+    pub fn total_effects(&self, source: Option<usize>) -> Vec<f64> {
+        let n = self.nodes();
+        let (mut lost, mut share) = (vec![0.0; n], vec![0.0; n]);
+        let Some(source) = source.filter(|source| *source < n) else { return lost };
+        share[source] = 1.0;
+        let rows = self.features.len() + self.targets.len();
+        for row in 0..rows {
+            let node = self.node_of(row);
+            for (span, entries) in self.spans(row) {
+                let products = entries.iter().zip(&share[span]).map(|(entry, share)| f64::from(*entry) * share);
+                lost[node] += products.sum::<f64>();
+            }
+            if let Some(feature) = self.features.get(row)
+                && node != source
+                && feature.activation.abs() > 0.0
+            {
+                share[node] = lost[node] / f64::from(feature.activation);
+            }
+        }
+        lost
+    }
 }
 
 /// By the graph, what each node loses of its pre-activation or value when `source` is taken away.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::analysis::graph::test_sets::{cross_layer, graph_of, node_at, per_layer};
-use crate::analysis::graph::{Edge, Node};
+use crate::analysis::graph::{About, Context, Edge, GraphSettings, Node, TargetChoice, attribute, build, prune};
 use crate::analysis::tests::open;
 use crate::base::progress::Silent;
 
@@ -86,6 +86,70 @@ fn total_effects_of_measured_edges_are_those_of_the_local_replacement_model() {
             assert!(found.largest_edge_error.unwrap() < 1e-6 && found.edges == graph.edges.len());
             assert!(found.frozen_correlation.unwrap() > 0.3, "{name}: {:?}", found.frozen_correlation);
             assert!(moved > 1e-3, "{name}: the free model differs");
+        }
+    }
+}
+
+/// A prompt traced, with everything kept.
+fn traced(model: &Model, set: &Arc<TranscoderSet>, tokens: &[u32], choice: &TargetChoice) -> (Graph, Attribution) {
+    let settings = GraphSettings { node_threshold: 1.0, edge_threshold: 1.0, ..GraphSettings::default() };
+    let context = Context::new(model, set, tokens, settings.zero_positions).unwrap();
+    let targets = choice.resolve(model, &context).unwrap();
+    let whole = attribute(model, set, &context, targets, &settings, &Silent).unwrap();
+    let about = About { prompt: String::new(), model: String::new(), text: &|token| token.to_string() };
+    let pruned = prune(&whole, &settings);
+    (build(set, &context, &whole, &pruned, &settings, &about), whole)
+}
+
+#[test]
+fn edges_are_what_taking_their_sources_away_changes_in_every_family() {
+    let all = VerifySettings { nodes: usize::MAX, batch_size: 16 };
+    let (tokens, contrast) = ([1, 9, 21, 17, 8, 30, 12], TargetChoice::Contrast(7, 11));
+    let likeliest = TargetChoice::Likeliest { most: 3, probability: 0.9 };
+    for (name, input, output, skip) in [
+        ("llama", Site::MlpHookIn, Site::MlpHookOut, false),
+        ("gpt2", Site::ResidMid, Site::MlpOut, true),
+        ("gpt_neo", Site::Ln2Normalized, Site::MlpOut, false),
+        ("gemma2", Site::Ln2Normalized, Site::MlpOut, false),
+        ("gemma2", Site::MlpHookIn, Site::MlpHookOut, true),
+        ("gemma3_text", Site::ResidMid, Site::MlpOut, false),
+        ("gpt_neox", Site::MlpHookIn, Site::MlpOut, true),
+        ("phi", Site::MlpHookIn, Site::MlpHookOut, false),
+        ("falcon", Site::MlpHookIn, Site::MlpOut, false),
+        ("falcon-alibi", Site::MlpHookIn, Site::MlpOut, false),
+        ("falcon-one-norm", Site::MlpHookIn, Site::MlpOut, false),
+        ("olmo2", Site::ResidMid, Site::MlpOut, false),
+        ("opt", Site::MlpHookIn, Site::MlpHookOut, false),
+        ("opt-350m", Site::MlpHookIn, Site::MlpHookOut, false),
+        ("granite", Site::MlpHookIn, Site::MlpOut, false),
+        ("qwen2", Site::ResidMid, Site::MlpHookOut, false),
+        ("qwen3", Site::MlpHookIn, Site::MlpHookOut, true),
+        ("smollm3", Site::MlpHookIn, Site::MlpHookOut, false),
+        ("stablelm-parallel", Site::MlpHookIn, Site::MlpOut, false),
+    ] {
+        let model = open(name);
+        for (set, choice) in
+            [(per_layer(&model, input, output, skip), &contrast), (cross_layer(&model, input, output), &likeliest)]
+        {
+            let (mut graph, whole) = traced(&model, &set, &tokens, choice);
+            verify(&model, &set, &mut graph, Some(&whole), all, &Silent).unwrap();
+            let by_graph: Vec<Vec<f64>> = (0..graph.nodes.len()).map(|source| total_effects(&graph, source)).collect();
+            let found = graph.verification.unwrap();
+            let error = found.largest_edge_error.unwrap();
+            assert!(
+                error < 1e-3 && found.edges == graph.edges.len(),
+                "{name}: {} edges, off by {error:.2e}",
+                found.edges
+            );
+            let largest = graph.edges.iter().fold(0f32, |m, edge| m.max(edge.weight.abs()));
+            assert!(found.edges > 100 && largest > 1e-2, "{name}: {} edges of at most {largest}", found.edges);
+            let scale = found.nodes.iter().fold(0f64, |m, node| m.max(node.predicted.abs()));
+            for node in &found.nodes {
+                let off = (node.predicted - by_graph[node.node][node.target]).abs() / scale;
+                assert!(off < 1e-3, "{name}: pruned and unpruned graph with nothing pruned, {off:.2e}");
+                let off = (node.predicted - node.frozen).abs() / scale;
+                assert!(node.switched > 0 || off < 1e-3, "{name}: local replacement model, {off:.2e}");
+            }
         }
     }
 }

@@ -22,8 +22,8 @@ use crate::base::artifact::{read_json, write_json};
 use crate::base::mapped::Mapped;
 use crate::base::{Error, Result};
 use config::{Stored, Thresholds};
-use tensors::Weights;
 pub(crate) use stream::{Streamed, write_streamed};
+use tensors::Weights;
 pub(crate) use tensors::{Values, write_tensors};
 
 /// The configuration file.

@@ -64,13 +64,7 @@ fn circuit_tracer_layer(dir: &Path, layer: usize, n: usize, thresholds: bool) ->
 
 /// The rows `[f, d]` for each target from `first` on, out of a tensor `[f, all, d]`.
 fn targets(decoder: &Floats, first: usize, all: usize, [f, d]: [usize; 2]) -> Vec<Rows> {
-    let rows = |target: usize| Rows {
-        floats: decoder.clone(),
-        first: target * d,
-        stride: all * d,
-        width: d,
-        count: f,
-    };
+    let rows = |target: usize| Rows { floats: decoder.clone(), first: target * d, stride: all * d, width: d, count: f };
     (first..all).map(rows).collect()
 }
 

@@ -112,8 +112,7 @@ impl Description {
         let (format, layers) = match (self.kind, files.transpose()?) {
             (SetKind::PerLayer, None) => {
                 let n = count(&self.dir, "layer_")?;
-                let files: Vec<PathBuf> =
-                    (0..n).map(|i| self.dir.join(format!("layer_{i}.safetensors"))).collect();
+                let files: Vec<PathBuf> = (0..n).map(|i| self.dir.join(format!("layer_{i}.safetensors"))).collect();
                 per_layer(&files)?
             }
             (SetKind::PerLayer, Some(files)) => per_layer(&files)?,
@@ -182,11 +181,7 @@ fn per_layer(files: &[PathBuf]) -> Result<(Format, Vec<Layer>)> {
 }
 
 /// Checks that a layer has the sizes of the first, and one width on both sides.
-pub(super) fn check_sizes<'a>(
-    parts: &Parts,
-    path: &'a Path,
-    first: &mut Option<([usize; 3], &'a Path)>,
-) -> Result<()> {
+pub(super) fn check_sizes<'a>(parts: &Parts, path: &'a Path, first: &mut Option<([usize; 3], &'a Path)>) -> Result<()> {
     let config = &parts.config;
     let found = [config.d_in, config.d_sae, config.d_out];
     let (expected, other) = *first.get_or_insert((found, path));
