@@ -80,6 +80,7 @@ impl Sweep {
         let member = |(entry, hook): (&SweepEntry, usize)| Member {
             name: entry.name.clone(),
             hook,
+            target: None,
             settings: entry.settings.clone(),
             metadata: metadata[hook].clone(),
         };

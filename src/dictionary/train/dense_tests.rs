@@ -45,7 +45,7 @@ fn methods() -> Vec<TrainSettings> {
 fn example(settings: &TrainSettings, d: usize, f: usize, n: usize) -> (TrainPlan, State, Vec<f32>) {
     let settings = TrainSettings { d_sae: Some(f), batch_size: n, steps: Some(10), ..settings.clone() };
     let plan = settings.plan(d, 1000).unwrap();
-    let mut weights = Parameters::initial(plan.arch, (d, f), 0.5, numbers(d, "b_dec"), 9);
+    let mut weights = Parameters::initial(plan.arch, plan.shape(), 0.5, numbers(d, "b_dec"), 9);
     weights.w_enc = numbers(f * d, "w_enc");
     weights.b_enc = numbers(f, "b_enc");
     for (name, own) in &mut weights.own {
@@ -55,7 +55,7 @@ fn example(settings: &TrainSettings, d: usize, f: usize, n: usize) -> (TrainPlan
 }
 
 fn input<'a>(x: &'a [f32], dead: &'a [u32]) -> StepInput<'a> {
-    StepInput { x, coefficient: 0.7, exponent: 0.8, dead }
+    StepInput { x, target: None, coefficient: 0.7, exponent: 0.8, dead }
 }
 
 fn close(a: &[f32], b: &[f32], tolerance: f32) -> bool {
@@ -132,7 +132,7 @@ fn gradients_equal_finite_differences() {
 /// The loss from its definition, number by number in `f64`.
 fn naive(plan: &TrainPlan, state: &State, x: &[f32]) -> f64 {
     let weights = &state.weights;
-    let (d, f) = (weights.width, weights.features());
+    let (d, f) = (weights.shape.d_in, weights.features());
     let n = x.len() / d;
     let of = |w: &[f32], i: usize| f64::from(w[i]);
     let norm = |j: usize| weights.w_dec[j * d..][..d].iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();

@@ -40,7 +40,9 @@ mod trainer;
 
 pub use log::{METRICS_FILE, MetricsLine};
 pub use method::SparsityLoss;
-pub use run::{Member, MemberEnd, SweepRun, TrainRun, TrainSummary, train, train_sweep};
+pub use run::{
+    Member, MemberEnd, SetRun, SweepRun, TrainRun, TrainSummary, TrainedLayer, train, train_set, train_sweep,
+};
 pub use sessions::{SESSIONS_FILE, Session};
-pub use settings::{DeadFeatures, DecoderBias, Method, TrainArchitecture, TrainPlan, TrainSettings};
+pub use settings::{DeadFeatures, DecoderBias, Method, TrainArchitecture, TrainPlan, TrainSettings, TranscoderPlan};
 pub use sweep::{SweepEntry, read_sweep};
