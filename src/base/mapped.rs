@@ -30,6 +30,17 @@ impl MappedBytes {
         Ok(Self(map))
     }
 
+    /// The bytes of `range` as numbers in place; `None` where they lie outside of the file, are not aligned as numbers
+    /// must be, or the machine has the other byte order.
+    pub fn as_f32(&self, range: Range<usize>) -> Option<&[f32]> {
+        let bytes = self.get(range)?;
+        #[expect(unsafe_code, reason = "numbers in place; see the invariant below")]
+        // SAFETY: any four bytes are an f32, and `align_to` gives as the middle only what is aligned; it lives as long
+        // as the mapping that it is borrowed from.
+        let (before, numbers, after) = unsafe { bytes.align_to::<f32>() };
+        (cfg!(target_endian = "little") && before.is_empty() && after.is_empty()).then_some(numbers)
+    }
+
     /// Takes the file's pages out of this process' memory, for callers that have copied what they need. The bytes stay
     /// readable: they come back from the page cache when touched.
     pub fn release(&self) {
@@ -72,6 +83,11 @@ impl Mapped {
     /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file's bytes, for callers that have [located](Mapped::locate) what they want.
+    pub fn into_bytes(self) -> MappedBytes {
+        self.map
     }
 
     fn view(&self) -> Result<SafeTensors<'_>> {

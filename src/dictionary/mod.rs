@@ -28,6 +28,7 @@ pub mod metadata;
 pub mod metrics;
 mod normalize;
 pub mod scale;
+pub mod set;
 pub mod train;
 
 use std::borrow::Cow;
@@ -38,6 +39,7 @@ pub use arch::Activation;
 pub use codes::SparseCodes;
 pub use config::{Architecture, DictionaryConfig, NormalizeActivations, ReshapeActivations};
 pub use metadata::Metadata;
+pub use set::{CrossLayer, SetConfig, SetKind, TranscoderSet};
 
 use crate::base::{Error, Result};
 use crate::ops::{Matrix, gemm, sparse};
