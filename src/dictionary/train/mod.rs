@@ -15,6 +15,7 @@
 //! a named stream of the seed and the step number, so a checkpoint needs no generator state, and a resumed run ends
 //! with the same bits as an uninterrupted one.
 
+mod assemble;
 mod checkpoint;
 mod dead;
 mod dense;
@@ -38,6 +39,7 @@ mod sweep;
 mod tests;
 mod trainer;
 
+pub use assemble::assemble;
 pub use log::{METRICS_FILE, MetricsLine};
 pub use method::SparsityLoss;
 pub use run::{

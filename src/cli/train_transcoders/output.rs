@@ -1,0 +1,69 @@
+//! What a finished run leaves: the set, its metrics, and nothing of the work.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::base::{Artifact, Error, Result};
+use crate::dictionary::io;
+use crate::dictionary::set::SetKind;
+use crate::dictionary::train::{METRICS_FILE, SESSIONS_FILE, TrainedLayer, assemble};
+use crate::model::ModelConfig;
+
+use super::{Args, Place, TRAINING};
+
+impl Args {
+    /// Writes the trained layers into `artifact` and removes their checkpoints.
+    pub(super) fn write(
+        &self,
+        artifact: &Artifact,
+        places: &[Place],
+        layers: Vec<TrainedLayer>,
+        config: &ModelConfig,
+    ) -> Result<()> {
+        let dir = artifact.dir();
+        join_metrics(dir, places)?;
+        if let Some(first) = places.first() {
+            copy(&layer_dir(dir, first), dir, SESSIONS_FILE)?;
+        }
+        let _ = (self.makes_a_set(&layers, config), self.sites(places), SetKind::PerLayer);
+        for (place, TrainedLayer { dictionary, frequencies, .. }) in places.iter().zip(layers) {
+            let to = dir.join(format!("layer_{}", place.layer));
+            fs::create_dir_all(&to).map_err(Error::io("make the directory of a layer", &to))?;
+            io::write(&to, &dictionary)?;
+            io::write_sparsity(&to, &frequencies)?;
+        }
+        let work = dir.join(TRAINING);
+        fs::remove_dir_all(&work).map_err(Error::io("remove the checkpoints", &work))
+    }
+}
+
+fn layer_dir(dir: &Path, place: &Place) -> std::path::PathBuf {
+    dir.join(TRAINING).join(format!("layer_{}", place.layer))
+}
+
+fn copy(from: &Path, to: &Path, name: &str) -> Result<()> {
+    let from = from.join(name);
+    fs::copy(&from, to.join(name)).map(drop).map_err(Error::io("copy", &from))
+}
+
+/// One `metrics.jsonl` of all layers: their lines step by step, each with its layer.
+fn join_metrics(dir: &Path, places: &[Place]) -> Result<()> {
+    let mut lines: Vec<(u64, usize, String)> = Vec::new();
+    for place in places {
+        let path = layer_dir(dir, place).join(METRICS_FILE);
+        let text = fs::read_to_string(&path).map_err(Error::io("read the metrics file", &path))?;
+        for line in text.lines() {
+            let Ok(Value::Object(fields)) = serde_json::from_str(line) else { continue };
+            let step = fields.get("step").and_then(Value::as_u64).unwrap_or_default();
+            let mut with_layer = serde_json::Map::from_iter([("layer".to_owned(), place.layer.into())]);
+            with_layer.extend(fields);
+            lines.push((step, place.layer, Value::Object(with_layer).to_string()));
+        }
+    }
+    lines.sort();
+    let text: String = lines.into_iter().map(|(_, _, line)| line + "\n").collect();
+    let path = dir.join(METRICS_FILE);
+    fs::write(&path, text).map_err(Error::io("write the metrics file", &path))
+}
