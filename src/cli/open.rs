@@ -9,7 +9,7 @@ use crate::data::hub::{ModelFiles, locate_model};
 use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
 use crate::demo::built_in;
 use crate::dictionary::Dictionary;
-use crate::interop::{self, Format};
+use crate::interop::{self, Format, OpenedSet};
 use crate::model::{HookPlan, Model, ModelConfig, family, weights};
 use crate::ops::bf16::Kernel;
 use crate::store::CacheReader;
@@ -109,6 +109,16 @@ pub(crate) fn dictionary(path: &Path, ui: &Ui) -> Result<Dictionary> {
     }
     ui.say(format!("{}: {}", path.display(), dictionary.config.summary()));
     Ok(dictionary)
+}
+
+/// Opens a transcoder set of any known format; says which one it is and what its files leave open.
+pub(crate) fn transcoder_set(reference: &str, ui: &Ui) -> Result<OpenedSet> {
+    let opened = interop::open_set_with(reference, ui.progress())?;
+    for note in &opened.notes {
+        ui.say(format!("{reference}: {note}"));
+    }
+    ui.say(format!("{reference}: {}", opened.set.summary()));
+    Ok(opened)
 }
 
 /// Opens a cache and checks that its contents are what was written: every command that takes one reads all of it.
