@@ -17,10 +17,12 @@ use crate::base::{Error, Progress, Result};
 mod cache;
 mod client;
 mod download;
+mod files;
 mod gguf;
 mod name;
 mod repo;
 
+pub use files::locate_files;
 pub(super) use name::{HubName, RepoKind};
 pub(super) use repo::Hub;
 

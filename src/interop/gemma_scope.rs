@@ -9,38 +9,47 @@ use std::path::Path;
 use super::place;
 use super::tensors::Tensors;
 use crate::base::Result;
-use crate::dictionary::{Activation, Architecture, Dictionary, DictionaryConfig, ReshapeActivations};
+use crate::dictionary::set::Parts;
+use crate::dictionary::{Activation, Architecture, DictionaryConfig, ReshapeActivations};
 
 /// What the file name says the file is called.
 pub(super) const FILE: &str = "params.npz";
 
-pub(super) fn read(path: &Path, notes: &mut Vec<String>) -> Result<Dictionary> {
+pub(super) fn read(path: &Path, notes: &mut Vec<String>) -> Result<Parts> {
+    let mut parts = weights(path)?;
+    describe(&mut parts.config, path, notes);
+    if parts.config.metadata.hook_name.as_deref() != Some("hook_embed") {
+        return Ok(parts);
+    }
+    // Trained on embeddings before Gemma multiplies them by √d_model, and hooks are behind that.
+    let mut dictionary = parts.dictionary()?;
+    let scale = (dictionary.d_in() as f32).sqrt();
+    for w in &mut dictionary.w_enc {
+        *w /= scale;
+    }
+    for w in &mut dictionary.w_dec {
+        *w *= scale;
+    }
+    Ok(Parts::of(dictionary))
+}
+
+/// What the file itself says.
+pub(super) fn weights(path: &Path) -> Result<Parts> {
     let mut file = Tensors::npz(path)?;
     file.rename("w_enc", "W_enc");
     file.rename("w_dec", "W_dec");
     let [d_in, d_sae] = file.matrix("W_enc")?;
     let [_, d_out] = file.matrix("W_dec")?;
-    let mut w_enc = file.take("W_enc", &[d_in, d_sae])?;
+    let encoder = file.floats("W_enc", &[d_in, d_sae])?;
     let b_enc = file.take("b_enc", &[d_sae])?;
-    let mut w_dec = file.take("W_dec", &[d_sae, d_out])?;
+    let decoder = file.floats("W_dec", &[d_sae, d_out])?;
     let b_dec = file.take("b_dec", &[d_out])?;
-    let threshold = file.take("threshold", &[d_sae])?;
+    let activation = Activation::jump_relu(file.take("threshold", &[d_sae])?);
     file.finish()?;
     let mut config = DictionaryConfig::new(Architecture::JumpRelu, d_in, d_sae);
     config.d_out = d_out;
     config.apply_b_dec_to_input = false;
-    describe(&mut config, path, notes);
-    if config.metadata.hook_name.as_deref() == Some("hook_embed") {
-        // Trained on embeddings before Gemma multiplies them by √d_model, and hooks are behind that.
-        let scale = (d_in as f32).sqrt();
-        for w in &mut w_enc {
-            *w /= scale;
-        }
-        for w in &mut w_dec {
-            *w *= scale;
-        }
-    }
-    Dictionary::new(config, w_enc, b_enc, w_dec, b_dec, Activation::jump_relu(threshold))
+    Ok(Parts { config, encoder, by_feature: false, b_enc, decoder, b_dec, activation, skip: None })
 }
 
 /// Fills in what the folders say.

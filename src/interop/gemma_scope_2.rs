@@ -6,12 +6,15 @@ use std::path::Path;
 
 use super::object::Object;
 use super::place;
-use super::tensors::{Tensors, transposed};
+use super::tensors::Tensors;
 use crate::base::{Error, Result};
-use crate::dictionary::{Activation, Architecture, Dictionary, DictionaryConfig, ReshapeActivations};
+use crate::dictionary::set::{Parts, Skip};
+use crate::dictionary::{Activation, Architecture, DictionaryConfig, ReshapeActivations};
 
 /// What the file is called.
 pub(super) const FILE: &str = "params.safetensors";
+const CONFIG: &str = "config.json";
+const SKIP: &str = "affine_skip_connection";
 
 /// What `config.json` or the folders say.
 #[derive(Debug, Default)]
@@ -23,10 +26,9 @@ struct Place {
     affine: Option<bool>,
 }
 
-pub(super) fn read(path: &Path, notes: &mut Vec<String>) -> Result<Dictionary> {
-    let config_path = path.with_file_name("config.json");
-    let place = if config_path.is_file() { configured(&config_path)? } else { inferred(path) };
-    let mut file = Tensors::safetensors(path)?;
+pub(super) fn read(path: &Path, notes: &mut Vec<String>) -> Result<Parts> {
+    let place = place_of(path)?;
+    let file = Tensors::safetensors(path)?;
     if file.shape("w_dec")?.len() == 3 {
         return Err(Error::Unsupported {
             what: format!("the cross-layer transcoder {}", path.display()),
@@ -34,37 +36,46 @@ pub(super) fn read(path: &Path, notes: &mut Vec<String>) -> Result<Dictionary> {
             remedy: "use a transcoder of one layer (transcoder_all/layer_N…)".into(),
         });
     }
-    let [d_in, d_sae] = file.matrix("w_enc")?;
-    let [_, d_out] = file.matrix("w_dec")?;
-    let w_enc = file.take("w_enc", &[d_in, d_sae])?;
-    let b_enc = file.take("b_enc", &[d_sae])?;
-    let w_dec = file.take("w_dec", &[d_sae, d_out])?;
-    let b_dec = file.take("b_dec", &[d_out])?;
-    let threshold = file.take("threshold", &[d_sae])?;
-    let skip = if file.contains("affine_skip_connection") {
-        Some(transposed(&file.take("affine_skip_connection", &[d_in, d_out])?, d_out))
-    } else {
-        None
-    };
-    file.finish()?;
-    if place.affine.is_some_and(|affine| affine != skip.is_some()) {
-        let found = if skip.is_some() { "with 'affine_skip_connection'" } else { "without 'affine_skip_connection'" };
+    let mut parts = weights(file)?;
+    if place.affine.is_some_and(|affine| affine != parts.skip.is_some()) {
+        let with = if parts.skip.is_some() { "with" } else { "without" };
         return Err(Error::Mismatch {
             what: "dictionary configuration and weights",
-            left: format!("affine_connection {} of {}", place.affine == Some(true), config_path.display()),
-            right: format!("{} {found}", path.display()),
+            left: format!(
+                "affine_connection {} of {}",
+                place.affine == Some(true),
+                path.with_file_name(CONFIG).display()
+            ),
+            right: format!("{} {with} '{SKIP}'", path.display()),
             remedy: "the two files belong to different dictionaries: download both again".into(),
         });
     }
+    describe(&mut parts.config, place, notes);
+    Ok(parts)
+}
+
+/// What the file itself says.
+pub(super) fn weights(mut file: Tensors) -> Result<Parts> {
+    let [d_in, d_sae] = file.matrix("w_enc")?;
+    let [_, d_out] = file.matrix("w_dec")?;
+    let encoder = file.floats("w_enc", &[d_in, d_sae])?;
+    let b_enc = file.take("b_enc", &[d_sae])?;
+    let decoder = file.floats("w_dec", &[d_sae, d_out])?;
+    let b_dec = file.take("b_dec", &[d_out])?;
+    let activation = Activation::jump_relu(file.take("threshold", &[d_sae])?);
+    let skip = file.contains(SKIP).then(|| file.floats(SKIP, &[d_in, d_out])).transpose()?;
+    file.finish()?;
     let mut config = DictionaryConfig::new(Architecture::JumpRelu, d_in, d_sae);
     config.d_out = d_out;
     config.apply_b_dec_to_input = false;
-    describe(&mut config, place, notes);
-    let dictionary = Dictionary::new(config, w_enc, b_enc, w_dec, b_dec, Activation::jump_relu(threshold))?;
-    match skip {
-        Some(skip) => dictionary.with_skip(skip),
-        None => Ok(dictionary),
-    }
+    let skip = skip.map(|weight| Skip { weight, input_first: true });
+    Ok(Parts { config, encoder, by_feature: false, b_enc, decoder, b_dec, activation, skip })
+}
+
+/// What `config.json` beside the weights says, or the folders.
+fn place_of(path: &Path) -> Result<Place> {
+    let config = path.with_file_name(CONFIG);
+    if config.is_file() { configured(&config) } else { Ok(inferred(path)) }
 }
 
 fn configured(path: &Path) -> Result<Place> {

@@ -16,7 +16,10 @@
 //! | `qwen_scope` | `layer{n}.sae.pt` | |
 //! | `openai` | `{layer}.pt` | |
 //! | `goodfire` | `*.pth`, `*.pt` | |
-//! | `circuit_tracer` | `layer_{i}.safetensors`, `config.yaml` | |
+//! | `circuit_tracer` | `layer_{i}.safetensors`, `config.yaml` | as a set |
+//!
+//! Transcoders of all layers of a model together are a [`TranscoderSet`](crate::dictionary::TranscoderSet):
+//! [`open_set`], [`write_set`].
 
 use std::path::{Path, PathBuf};
 
@@ -41,11 +44,13 @@ mod openai;
 mod place;
 mod qwen_scope;
 mod recognise;
+mod sets;
 mod sparsify;
 mod tensors;
 mod torch_file;
 
 pub use npz::read_npy_vector;
+pub use sets::{OpenedSet, SetFormat, is_set, open_set, open_set_with, write_set, write_set_in};
 
 /// Whose format a dictionary is stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

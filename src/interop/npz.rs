@@ -83,6 +83,14 @@ impl Npz {
         }
     }
 
+    /// The byte of the file where the numbers of an array begin, where they lie there row-major as they are.
+    pub(super) fn place(&self, name: &str) -> Option<usize> {
+        let (member, layout) = self.arrays.get(name)?;
+        let row_major = !layout.fortran || layout.header.shape.len() < 2;
+        let start = usize::try_from(member.range.start).ok()?;
+        (member.is_stored() && row_major).then(|| start + layout.start)
+    }
+
     /// Gives the array `old` the name `new`.
     pub(super) fn rename(&mut self, old: &str, new: &str) {
         if let Some(array) = self.arrays.remove(old) {

@@ -10,6 +10,7 @@ use super::{circuit_tracer, dictionary_learning, gemma_scope, gemma_scope_2, goo
 use super::{openai, qwen_scope, sparsify};
 use crate::base::mapped::MappedBytes;
 use crate::base::{Error, Result};
+use crate::dictionary::set::Parts;
 use crate::dictionary::{Dictionary, io};
 use crate::model::weights::pytorch::archive::Archive;
 
@@ -36,19 +37,32 @@ impl Found {
         }
     }
 
+    /// The dictionary with its weights left in the file, where the format allows that.
+    pub(super) fn parts(&self, notes: &mut Vec<String>) -> Result<Parts> {
+        let path = &self.path;
+        match self.format {
+            Format::SaeLens => io::read_parts(path),
+            Format::Sparsify => sparsify::read(path, notes),
+            Format::GemmaScope => gemma_scope::read(path, notes),
+            Format::GemmaScope2 => gemma_scope_2::read(path, notes),
+            Format::CircuitTracer => circuit_tracer::read(Tensors::safetensors(path)?, notes),
+            _ => Ok(Parts::of(self.read(&Hints::default(), notes)?)),
+        }
+    }
+
     /// Reads the dictionary.
     pub(super) fn read(&self, hints: &Hints, notes: &mut Vec<String>) -> Result<Dictionary> {
         let path = &self.path;
         match self.format {
             Format::SaeLens => io::read(path),
-            Format::Sparsify => sparsify::read(path, notes),
-            Format::GemmaScope => gemma_scope::read(path, notes),
-            Format::GemmaScope2 => gemma_scope_2::read(path, notes),
+            Format::Sparsify => sparsify::read(path, notes)?.dictionary(),
+            Format::GemmaScope => gemma_scope::read(path, notes)?.dictionary(),
+            Format::GemmaScope2 => gemma_scope_2::read(path, notes)?.dictionary(),
             Format::LlamaScope => {
                 let (config, weights) = llama_files(path).ok_or_else(|| nothing(path, "the files are gone"))?;
                 llama_scope::read(&config, &weights)
             }
-            Format::CircuitTracer => circuit_tracer::read(Tensors::safetensors(path)?, notes),
+            Format::CircuitTracer => circuit_tracer::read(Tensors::safetensors(path)?, notes)?.dictionary(),
             Format::DictionaryLearning | Format::OpenAi | Format::Goodfire | Format::QwenScope => {
                 let map = MappedBytes::open(path)?;
                 let archive = Archive::read(path, &map)?;

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::DType;
 use safetensors::Dtype;
@@ -14,7 +15,10 @@ use safetensors::Dtype;
 use super::npz::Npz;
 use crate::base::mapped::{Mapped, MappedBytes};
 use crate::base::{Error, Result};
+use crate::dictionary::set::{Floats, WeightFile};
 use crate::model::weights::pytorch::archive::{Item, View, number_type};
+
+pub(super) use crate::ops::gemm::transposed;
 
 pub(super) const WHAT: &str = "dictionary weights";
 const MAKE_AGAIN: &str = "the file is truncated or corrupt, or not of this format: download or make it again";
@@ -71,6 +75,8 @@ pub(super) struct Tensors {
     source: Source,
     left: BTreeMap<String, Header>,
     taken: Vec<String>,
+    /// The file of the tensors that stay in it.
+    lazy: Option<Arc<WeightFile>>,
 }
 
 impl Tensors {
@@ -82,14 +88,14 @@ impl Tensors {
             (name, Header { stored, kind: format!("{dtype:?}").to_lowercase(), shape })
         });
         let left = left.collect();
-        Ok(Self { path: path.into(), source: Source::Safetensors(file), left, taken: Vec::new() })
+        Ok(Self { path: path.into(), source: Source::Safetensors(file), left, taken: Vec::new(), lazy: None })
     }
 
     /// Opens an `.npz` file.
     pub(super) fn npz(path: &Path) -> Result<Self> {
         let file = Npz::open(path)?;
         let left = file.headers();
-        Ok(Self { path: path.into(), source: Source::Npz(file), left, taken: Vec::new() })
+        Ok(Self { path: path.into(), source: Source::Npz(file), left, taken: Vec::new(), lazy: None })
     }
 
     /// The tensors in a dict of a file of `torch.save`, and the other items of the dict, by name.
@@ -116,7 +122,7 @@ impl Tensors {
             }
         }
         let source = Source::Torch { map, views };
-        Ok((Self { path: path.into(), source, left, taken: Vec::new() }, others))
+        Ok((Self { path: path.into(), source, left, taken: Vec::new(), lazy: None }, others))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -185,6 +191,39 @@ impl Tensors {
     /// As [`Tensors::take`].
     pub(super) fn take_transposed(&mut self, name: &str, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
         Ok(transposed(&self.take(name, &[rows, cols])?, cols))
+    }
+
+    /// Tensor `name` of shape `shape`, row-major, left in the file until its numbers are asked for; read where the file
+    /// stores it in another order or compressed.
+    ///
+    /// # Errors
+    /// As [`Tensors::take`], but for values that are not finite, which show when they are read.
+    pub(super) fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Floats> {
+        let header = self.left.get(name).ok_or_else(|| self.absent(name))?;
+        if header.shape != shape {
+            return Err(self.wrong(name, &format!("shape {shape:?}"), format!("{:?}", header.shape)));
+        }
+        let start = match &self.source {
+            Source::Safetensors(file) => {
+                let stored = header.stored.and_then(of_candle);
+                let dtype = stored.ok_or_else(|| self.wrong(name, "floats", header.kind.clone()))?;
+                Some(file.locate(name, dtype, shape)?.start)
+            }
+            Source::Npz(file) => file.place(name),
+            Source::Torch { .. } => None,
+        };
+        let (Some(start), Some(stored)) = (start, header.stored) else {
+            return Ok(Floats::memory(&format!("'{name}' of {}", self.path.display()), self.take(name, shape)?));
+        };
+        let file = match &self.lazy {
+            Some(file) => Arc::clone(file),
+            None => WeightFile::new(&self.path, MappedBytes::open(&self.path)?),
+        };
+        let floats = Floats::file(name, &file, start, stored, shape.iter().product())
+            .ok_or_else(|| self.wrong(name, "floats", header.kind.clone()))?;
+        self.lazy = Some(file);
+        self.done(name);
+        Ok(floats)
     }
 
     /// A tensor of integers.
@@ -313,23 +352,6 @@ pub(super) fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
 
 fn numbers<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
     bytes.as_chunks::<N>().0.iter().map(|&number| read(number)).collect()
-}
-
-/// Rows of `cols` as columns.
-pub(super) fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
-    const BLOCK: usize = 32;
-    let rows = values.len() / cols.max(1);
-    let mut out = vec![0.0; values.len()];
-    for first_row in (0..rows).step_by(BLOCK) {
-        for first_col in (0..cols).step_by(BLOCK) {
-            for row in first_row..rows.min(first_row + BLOCK) {
-                for col in first_col..cols.min(first_col + BLOCK) {
-                    out[col * rows + row] = values[row * cols + col];
-                }
-            }
-        }
-    }
-    out
 }
 
 /// A file that breaks its format.

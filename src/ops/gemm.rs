@@ -145,6 +145,23 @@ pub fn multiply(lhs: Matrix, rhs: Matrix) -> Vec<f32> {
     out
 }
 
+/// `values`, `[rows, cols]`, as `[cols, rows]`.
+pub fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
+    const BLOCK: usize = 32;
+    let rows = values.len() / cols.max(1);
+    let mut out = vec![0.0; values.len()];
+    for first_row in (0..rows).step_by(BLOCK) {
+        for first_col in (0..cols).step_by(BLOCK) {
+            for row in first_row..rows.min(first_row + BLOCK) {
+                for col in first_col..cols.min(first_col + BLOCK) {
+                    out[col * rows + row] = values[row * cols + col];
+                }
+            }
+        }
+    }
+    out
+}
+
 /// Rows up to which [`few_rows`] beats [`multiply`]: such products only read the right-hand side.
 pub const FEW_ROWS: usize = 4;
 

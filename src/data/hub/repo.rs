@@ -53,6 +53,11 @@ impl<'a> Hub<'a> {
         Some(self.cache.snapshot(&commit)).filter(|dir| dir.is_dir())
     }
 
+    /// The cached files of the commit that was pinned, once one was fetched.
+    pub(crate) fn pinned(&self) -> Option<PathBuf> {
+        Some(self.cache.snapshot(self.commit.as_deref()?)).filter(|dir| dir.is_dir())
+    }
+
     /// Whether what the cache holds for the revision may be out of date.
     pub(crate) fn may_have_moved(&self) -> bool {
         !self.name.is_commit()

@@ -26,6 +26,11 @@ impl TopK {
         *self = Self::new(self.k, self.norms.is_some().then_some(w_dec), d_out);
     }
 
+    /// Active features a row.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
     /// Whether decoder norms take part.
     pub(super) fn has_norms(&self) -> bool {
         self.norms.is_some()

@@ -7,6 +7,7 @@
 
 mod config;
 mod legacy;
+mod stream;
 mod tensors;
 mod to_json;
 
@@ -15,11 +16,13 @@ use std::path::Path;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value};
 
+use super::set::{Parts, Skip};
 use super::{Activation, Architecture, Dictionary, DictionaryConfig, scale};
 use crate::base::artifact::{read_json, write_json};
 use crate::base::mapped::Mapped;
 use crate::base::{Error, Result};
 use config::{Stored, Thresholds};
+pub(crate) use stream::{Streamed, write_streamed};
 use tensors::Weights;
 pub(crate) use tensors::{Values, write_tensors};
 
@@ -112,6 +115,32 @@ pub fn read(dir: &Path) -> Result<Dictionary> {
         scale::fold(&mut dictionary, factor);
     }
     Ok(dictionary)
+}
+
+/// As [`read`], with the large weights left in the file until they are asked for, where they are what the file says:
+/// no factor is folded into them and no norm.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_parts(dir: &Path) -> Result<Parts> {
+    let Stored { config, name, skip, thresholds, factor, legacy, finetuned: _ } = read_stored(dir)?;
+    let folded = factor.is_some() || legacy || config.architecture.activations_carry_decoder_norm();
+    if folded || !matches!(thresholds, Thresholds::Own) || config.architecture == Architecture::Gated {
+        return Ok(Parts::of(read(dir)?));
+    }
+    let path = dir.join(WEIGHTS_FILE);
+    require(&path, WEIGHTS)?;
+    let mut weights = Weights::open(&path)?;
+    let (d_in, d_sae, d_out) = (config.d_in, config.d_sae, config.d_out);
+    let encoder = weights.floats("W_enc", &[d_in, d_sae])?;
+    let b_enc = weights.read("b_enc", &[d_sae])?;
+    let decoder = weights.floats("W_dec", &[d_sae, d_out])?;
+    let b_dec = weights.read("b_dec", &[d_out])?;
+    let activation = Activation::from_tensors(&config, &[], |name| read_own(&mut weights, name, d_sae))?;
+    let skip = skip.then(|| weights.floats("W_skip", &[d_out, d_in])).transpose()?;
+    weights.finish(&name)?;
+    let skip = skip.map(|weight| Skip { weight, input_first: false });
+    Ok(Parts { config, encoder, by_feature: false, b_enc, decoder, b_dec, activation, skip })
 }
 
 /// A tensor `[f]` of the activation. Checkpoints of early JumpReLU training hold the logarithm of the threshold.

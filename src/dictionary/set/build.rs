@@ -1,8 +1,8 @@
 //! Sets from their parts.
 
-use super::{EncoderWeights, Floats, Layer, Rows, SetConfig, SetKind, Skip, TranscoderSet};
+use super::{EncoderWeights, Floats, Layer, Parts, Rows, SetConfig, SetKind, Skip, TranscoderSet};
 use crate::base::{Error, Result};
-use crate::dictionary::{Activation, Architecture, Dictionary, NormalizeActivations};
+use crate::dictionary::{Activation, Architecture, Dictionary, DictionaryConfig, NormalizeActivations};
 use crate::model::{HookPoint, Site};
 
 /// One layer of a cross-layer transcoder.
@@ -66,7 +66,7 @@ impl TranscoderSet {
     pub fn from_layers(config: SetConfig, layers: Vec<Dictionary>) -> Result<Self> {
         let layers = layers.into_iter().enumerate().map(|(i, layer)| {
             check_hooks(&config, i, &layer)?;
-            Layer::of_dictionary(i, layer)
+            Parts::of(layer).layer(i)
         });
         Self::from_parts(SetConfig { kind: SetKind::PerLayer, ..config.clone() }, layers.collect::<Result<_>>()?)
     }
@@ -131,6 +131,54 @@ impl TranscoderSet {
         Ok(set)
     }
 
+    /// The transcoder of one layer of a per-layer set, in memory, with its hooks and model.
+    ///
+    /// # Errors
+    /// `Unsupported` in a cross-layer transcoder; `Flag` when there is no such layer; `NonFinite`.
+    pub fn dictionary(&self, layer: usize) -> Result<Dictionary> {
+        let Layer { encoder, decoders, b_dec, skip } = self.layer(layer)?;
+        let [decoder] = decoders.as_slice() else { return Err(self.no_dictionary()) };
+        if self.config.kind == SetKind::CrossLayer {
+            return Err(self.no_dictionary());
+        }
+        let SetConfig { d_model: d, d_transcoder: f, input, output, .. } = self.config;
+        let rescale_acts_by_decoder_norm = false;
+        let architecture = match &encoder.activation {
+            Activation::Relu => Architecture::Relu,
+            Activation::TopK(top_k) => Architecture::TopK { k: top_k.k(), rescale_acts_by_decoder_norm },
+            Activation::AbsTopK(top_k) => Architecture::AbsTopK { k: top_k.k(), rescale_acts_by_decoder_norm },
+            Activation::JumpRelu(_) => Architecture::JumpRelu,
+            Activation::JumpIdentity(_) => Architecture::JumpIdentity,
+            Activation::Gated(_) => Architecture::Gated,
+            Activation::GroupMax(group) => Architecture::GroupMax { k: f / (*group).max(1) },
+        };
+        let mut config = DictionaryConfig::transcoder(architecture, d, f, d);
+        let metadata = &mut config.metadata;
+        metadata.model_name.clone_from(&self.config.model_name);
+        metadata.model_class_name = Some("HookedTransformer".into());
+        metadata.hook_name = Some(HookPoint::block(layer, input).to_string());
+        metadata.extra.insert("hook_name_out".into(), HookPoint::block(layer, output).to_string().into());
+        let parts = Parts {
+            config,
+            encoder: encoder.weight.clone(),
+            by_feature: encoder.by_feature,
+            b_enc: encoder.bias.clone(),
+            decoder: decoder.floats.clone(),
+            b_dec: b_dec.clone(),
+            activation: encoder.activation.clone(),
+            skip: skip.as_ref().map(|skip| Skip { weight: skip.weight.clone(), input_first: skip.input_first }),
+        };
+        parts.dictionary()
+    }
+
+    fn no_dictionary(&self) -> Error {
+        Error::Unsupported {
+            what: format!("a dictionary of one layer of {self}"),
+            why: "its features write to several layers".into(),
+            remedy: "use a set of per-layer transcoders".into(),
+        }
+    }
+
     fn wrong(&self, what: &'static str, expected: String, found: String) -> Error {
         Error::Mismatch {
             what,
@@ -142,34 +190,23 @@ impl TranscoderSet {
     }
 }
 
-impl Layer {
-    /// A transcoder of one layer.
-    fn of_dictionary(layer: usize, dictionary: Dictionary) -> Result<Self> {
-        let config = &dictionary.config;
-        let why = match config.normalize_activations {
-            _ if config.center_input => Some("it subtracts the mean of each row before the encoder"),
-            NormalizeActivations::None if config.apply_b_dec_to_input => Some("it is an autoencoder"),
-            NormalizeActivations::None => None,
-            _ => Some("it normalises each row before the encoder, which graphs cannot follow"),
-        };
-        if let Some(why) = why {
-            return Err(unsupported(layer, why));
-        }
-        let dictionary = without_competing_norms(dictionary);
-        let Dictionary { config, w_enc, b_enc, w_dec, b_dec, activation, w_skip } = dictionary;
-        let name = |tensor: &str| format!("{tensor} of layer {layer}");
-        Ok(Self {
-            encoder: EncoderWeights::new(Floats::memory(&name("W_enc"), w_enc), false, config.d_in, b_enc, activation),
-            decoders: vec![Rows::of_matrix(Floats::memory(&name("W_dec"), w_dec), config.d_out)],
-            b_dec,
-            skip: w_skip.map(|w| Skip { weight: Floats::memory(&name("W_skip"), w), input_first: false }),
-        })
-    }
+/// Checks that what a dictionary computes is linear but for its activation function.
+///
+/// # Errors
+/// `Unsupported`, naming the layer.
+pub(super) fn check_linear(config: &DictionaryConfig, layer: usize) -> Result<()> {
+    let why = match config.normalize_activations {
+        _ if config.center_input => "it subtracts the mean of each row before the encoder",
+        NormalizeActivations::None if !config.transcoder || config.apply_b_dec_to_input => "it is an autoencoder",
+        NormalizeActivations::None => return Ok(()),
+        _ => "it normalises each row before the encoder, which graphs cannot follow",
+    };
+    Err(unsupported(layer, why))
 }
 
 /// The same transcoder with decoder norms in its weights and not in the competition between features, so that an
 /// activation times its decoder row is what the feature contributes.
-fn without_competing_norms(mut dictionary: Dictionary) -> Dictionary {
+pub(super) fn gathered_norms(mut dictionary: Dictionary) -> Dictionary {
     let d_out = dictionary.config.d_out;
     if !dictionary.config.architecture.activations_carry_decoder_norm() {
         return dictionary;

@@ -89,6 +89,14 @@ impl Floats {
         })
     }
 
+    /// The same, called those of a layer where they are in no file.
+    pub(super) fn of_layer(self, layer: usize) -> Self {
+        match self.store {
+            Store::Memory(_) => Self { name: format!("{} of layer {layer}", self.name).into(), ..self },
+            Store::File { .. } => self,
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -114,6 +122,23 @@ impl Floats {
     pub(crate) fn loaded(&self) -> Self {
         let values = self.get(0..self.len).into_owned();
         Self { name: Arc::clone(&self.name), len: self.len, store: Store::Memory(Arc::new(values)) }
+    }
+
+    /// All numbers.
+    ///
+    /// # Errors
+    /// `NonFinite`.
+    pub(crate) fn whole(&self) -> Result<Cow<'_, [f32]>> {
+        let values = self.get(0..self.len);
+        self.check(&values)?;
+        Ok(values)
+    }
+
+    /// Takes the pages of the file out of this process' memory.
+    pub(crate) fn release(&self) {
+        if let Some(file) = self.source() {
+            file.map.release();
+        }
     }
 
     /// All numbers where they can be used in place, counted as `read` of them.

@@ -170,16 +170,12 @@ impl EncoderWeights {
     }
 
     /// The whole encoder, `[f, d]`.
-    pub(crate) fn all_rows(&self) -> Cow<'_, [f32]> {
-        let all = self.weight.get(0..self.weight.len());
-        if self.by_feature {
-            return all;
-        }
-        let mut out = vec![0.0; all.len()];
-        out.par_chunks_mut(self.d.max(1)).enumerate().for_each(|(feature, row)| {
-            row.iter_mut().zip(all.iter().skip(feature).step_by(self.bias.len())).for_each(|(to, w)| *to = *w);
-        });
-        out.into()
+    ///
+    /// # Errors
+    /// `NonFinite`.
+    pub(crate) fn all_rows(&self) -> Result<Cow<'_, [f32]>> {
+        let all = self.weight.whole()?;
+        Ok(if self.by_feature { all } else { gemm::transposed(&all, self.features()).into() })
     }
 
     fn loaded(&self) -> Self {
@@ -233,8 +229,7 @@ impl Layer {
     pub(crate) fn add_skip(&self, x: &[f32], out: &mut [f32]) -> Result<()> {
         let Some(skip) = &self.skip else { return Ok(()) };
         let (d_in, d_out) = (self.encoder.d, self.b_dec.len());
-        let weight = skip.weight.get(0..skip.weight.len());
-        skip.weight.check(&weight)?;
+        let weight = skip.weight.whole()?;
         let matrix = match skip.input_first {
             true => Matrix::new(&weight, d_in, d_out),
             false => Matrix::new(&weight, d_out, d_in).t(),
@@ -250,13 +245,8 @@ impl Layer {
     /// `NonFinite`.
     pub(crate) fn skip(&self) -> Result<Option<Vec<f32>>> {
         let Some(skip) = &self.skip else { return Ok(None) };
-        let weight = skip.weight.get(0..skip.weight.len()).into_owned();
-        skip.weight.check(&weight)?;
-        if !skip.input_first {
-            return Ok(Some(weight));
-        }
-        let (d_in, d_out) = (self.encoder.d, self.b_dec.len());
-        Ok(Some((0..d_out).flat_map(|o| (0..d_in).map(move |i| (i, o))).map(|(i, o)| weight[i * d_out + o]).collect()))
+        let weight = skip.weight.whole()?;
+        Ok(Some(if skip.input_first { gemm::transposed(&weight, self.b_dec.len()) } else { weight.into_owned() }))
     }
 
     /// The same layer with all weights in memory.
@@ -301,7 +291,7 @@ mod tests {
                 EncoderWeights::new(weight, by_feature, d, dictionary.b_enc.clone(), dictionary.activation.clone())
             };
             let by_column = encoder(columns, false);
-            let by_row = encoder(Floats::memory("W_enc", by_column.all_rows().into_owned()), true);
+            let by_row = encoder(Floats::memory("W_enc", by_column.all_rows().unwrap().into_owned()), true);
             let x = numbers(300 * d, "x");
             let whole = by_column.encode(&x).unwrap();
             assert_eq!(whole, dictionary.encode(&x).unwrap(), "{architecture:?}");

@@ -17,11 +17,13 @@ use std::ops::Range;
 mod build;
 mod floats;
 mod layer;
+mod parts;
 mod reconstruct;
 
 pub use build::CrossLayer;
 pub(crate) use floats::{Floats, Rows, WeightFile};
 pub(crate) use layer::{EncoderWeights, Layer, Skip};
+pub(crate) use parts::Parts;
 
 use super::{Activation, SparseCodes};
 use crate::base::{Error, Result};

@@ -17,7 +17,8 @@ use super::object::Object;
 use super::place;
 use super::tensors::Tensors;
 use crate::base::{Error, Result};
-use crate::dictionary::{Activation, Architecture, Dictionary, DictionaryConfig};
+use crate::dictionary::set::{Parts, Skip};
+use crate::dictionary::{Activation, Architecture, DictionaryConfig};
 
 mod write;
 
@@ -38,7 +39,7 @@ struct Settings {
     skip: bool,
 }
 
-pub(super) fn read(dir: &Path, notes: &mut Vec<String>) -> Result<Dictionary> {
+pub(super) fn read(dir: &Path, notes: &mut Vec<String>) -> Result<Parts> {
     let path = dir.join(CONFIG);
     let settings = Settings::read(&path)?;
     let Settings { d, d_sae, k, .. } = settings;
@@ -51,11 +52,11 @@ pub(super) fn read(dir: &Path, notes: &mut Vec<String>) -> Result<Dictionary> {
             remedy: "the two files belong to different dictionaries: download both again".into(),
         });
     }
-    let w_enc = file.take_transposed("encoder.weight", [d_sae, d])?;
+    let encoder = file.floats("encoder.weight", &[d_sae, d])?;
     let b_enc = file.take("encoder.bias", &[d_sae])?;
-    let w_dec = file.take("W_dec", &[d_sae, d])?;
+    let decoder = file.floats("W_dec", &[d_sae, d])?;
     let b_dec = file.take("b_dec", &[d])?;
-    let skip = if settings.skip { Some(file.take("W_skip", &[d, d])?) } else { None };
+    let skip = settings.skip.then(|| file.floats("W_skip", &[d, d])).transpose()?;
     file.finish()?;
     let (architecture, activation) = match settings.activation.as_str() {
         "topk" => (Architecture::TopK { k, rescale_acts_by_decoder_norm: false }, Activation::top_k(k, None, d)),
@@ -76,11 +77,8 @@ pub(super) fn read(dir: &Path, notes: &mut Vec<String>) -> Result<Dictionary> {
     let mut config = DictionaryConfig::new(architecture, d, d_sae);
     config.apply_b_dec_to_input = !settings.transcode;
     describe(&mut config, dir, settings.transcode, notes)?;
-    let dictionary = Dictionary::new(config, w_enc, b_enc, w_dec, b_dec, activation)?;
-    match skip {
-        Some(skip) => dictionary.with_skip(skip),
-        None => Ok(dictionary),
-    }
+    let skip = skip.map(|weight| Skip { weight, input_first: false });
+    Ok(Parts { config, encoder, by_feature: true, b_enc, decoder, b_dec, activation, skip })
 }
 
 impl Settings {

@@ -123,7 +123,7 @@ fn module_of(hook: &str, model: &str) -> Option<String> {
     let module = match site {
         Site::ResidPost => "",
         Site::MlpOut if normed => ".post_feedforward_layernorm",
-        Site::MlpOut => ".mlp",
+        Site::MlpOut | Site::MlpHookOut => ".mlp",
         Site::AttnOut if normed => ".post_attention_layernorm",
         Site::AttnOut if h => ".attn",
         Site::AttnOut => ".self_attn",

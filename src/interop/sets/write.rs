@@ -1,0 +1,204 @@
+//! Writes sets: circuit-tracer's directories, which hold both kinds; SAELens' and sparsify's folders for per-layer ones.
+//!
+//! circuit-tracer loads what is written where it looks for its own cache: with the directory at `cache/org/name`,
+//! `load_transcoder_from_hub("org/name", cache_dir="cache")`.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use super::super::{Format, sparsify};
+use super::yaml::written;
+use super::{CONFIG, kind_name};
+use crate::base::artifact::{Artifact, RunRecord, write_atomic};
+use crate::base::{Error, Result};
+use crate::dictionary::io::{self, Streamed, write_streamed};
+use crate::dictionary::set::{Layer, Rows};
+use crate::dictionary::{Activation, SetConfig, SetKind, TranscoderSet};
+
+/// Formats that sets are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetFormat {
+    /// `config.yaml` with `layer_{i}.safetensors`, or `W_enc_{i}.safetensors` and `W_dec_{i}.safetensors`.
+    CircuitTracer,
+    /// A folder `layer_{i}` for each transcoder, in SAELens' format.
+    SaeLens,
+    /// A folder for each transcoder, named by its module, in sparsify's format.
+    Sparsify,
+}
+
+impl SetFormat {
+    /// All formats.
+    pub const ALL: [Self; 3] = [Self::CircuitTracer, Self::SaeLens, Self::Sparsify];
+
+    /// The format of the layers.
+    pub const fn format(self) -> Format {
+        match self {
+            Self::CircuitTracer => Format::CircuitTracer,
+            Self::SaeLens => Format::SaeLens,
+            Self::Sparsify => Format::Sparsify,
+        }
+    }
+
+    /// The one whose layers have this format.
+    ///
+    /// # Errors
+    /// `Flag` when sets are not written in it.
+    pub fn of(format: Format) -> Result<Self> {
+        Self::ALL.into_iter().find(|own| own.format() == format).ok_or_else(|| {
+            let names = Self::ALL.map(|own| own.format().name()).join(", ");
+            Error::flag("--to", format!("one of {names} for a transcoder set"), format.name(), "choose one of them")
+        })
+    }
+}
+
+/// Writes `set` as circuit-tracer's directory `out`, which appears whole or not at all.
+///
+/// # Errors
+/// As [`write_set_in`]; `OutputInUse` when `out` exists.
+pub fn write_set(set: &TranscoderSet, out: &Path) -> Result<()> {
+    let artifact = Artifact::begin(out, true)?;
+    if let Err(error) = write_set_in(set, artifact.dir(), SetFormat::CircuitTracer) {
+        // A refusal leaves nothing behind; what cannot be removed does no harm either.
+        drop(std::fs::remove_dir_all(artifact.dir()));
+        return Err(error);
+    }
+    let settings = serde_json::json!({ "scan": set.config().scan, "to": Format::CircuitTracer });
+    artifact.finish(&RunRecord::new("write a transcoder set", &settings, 0))
+}
+
+/// Writes `set` into the existing directory `dir`. One layer is in memory at a time.
+///
+/// # Errors
+/// `Unsupported` with the reason, when the format cannot express the set; `NonFinite` when a weight is no number; `Io`
+/// when a file cannot be written.
+pub fn write_set_in(set: &TranscoderSet, dir: &Path, format: SetFormat) -> Result<()> {
+    check(set, format)?;
+    for layer in 0..set.config().n_layers {
+        match (format, set.config().kind) {
+            (SetFormat::CircuitTracer, SetKind::PerLayer) => write_layer(set, layer, dir)?,
+            (SetFormat::CircuitTracer, SetKind::CrossLayer) => write_cross_layer(set, layer, dir)?,
+            (SetFormat::SaeLens, _) => {
+                let own = dir.join(format!("layer_{layer}"));
+                std::fs::create_dir_all(&own).map_err(Error::io("make the layer's folder", &own))?;
+                io::write(&own, &set.dictionary(layer)?)?;
+            }
+            (SetFormat::Sparsify, _) => sparsify::write(dir, set.dictionary(layer)?)?,
+        }
+    }
+    if format == SetFormat::CircuitTracer {
+        // Last: it says that the set is complete.
+        write_atomic(&dir.join(CONFIG), description(set.config()).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Refuses what the format has no words for before anything is written.
+fn check(set: &TranscoderSet, format: SetFormat) -> Result<()> {
+    let cannot = |why: String, remedy: &str| Error::Unsupported {
+        what: format!("writing {set} as {}", format.format().title()),
+        why,
+        remedy: remedy.into(),
+    };
+    let cross_layer = set.config().kind == SetKind::CrossLayer;
+    if cross_layer && format != SetFormat::CircuitTracer {
+        return Err(cannot("it knows transcoders of one layer only".into(), "write it as circuit_tracer"));
+    }
+    if format != SetFormat::CircuitTracer {
+        return Ok(());
+    }
+    for layer in 0..set.config().n_layers {
+        if thresholds(set.activation(layer)?).is_none() {
+            let remedy = if cross_layer {
+                "train it with ReLU, JumpReLU or BatchTopK, whose features each have a threshold"
+            } else {
+                "write it as sparsify, which this program reads too, or train with ReLU, JumpReLU or BatchTopK"
+            };
+            let why = "it loads ReLU and a threshold a feature, and these features compete for their places (TopK): \
+                       fixed thresholds would be another function";
+            return Err(cannot(why.into(), remedy));
+        }
+    }
+    if cross_layer && set.has_skip() {
+        let why = "its loader reads no linear connection of a cross-layer transcoder and would leave it out silently";
+        return Err(cannot(why.into(), "train the cross-layer transcoder without a linear connection"));
+    }
+    Ok(())
+}
+
+/// The thresholds of `x · [x > θ]` that compute an activation: `Some(None)` for ReLU, `None` where there are none.
+fn thresholds(activation: &Activation) -> Option<Option<Cow<'_, [f32]>>> {
+    match activation {
+        Activation::Relu => Some(None),
+        // With the ReLU first a negative threshold passes what zero passes.
+        Activation::JumpRelu(jump) => Some(Some(jump.threshold.iter().map(|t| t.max(0.0)).collect())),
+        Activation::JumpIdentity(jump) => Some(Some(jump.threshold.as_slice().into())),
+        Activation::TopK(_) | Activation::AbsTopK(_) | Activation::Gated(_) | Activation::GroupMax(_) => None,
+    }
+}
+
+fn description(config: &SetConfig) -> String {
+    let SetConfig { kind, model_name, input, output, scan, n_layers: _, d_model: _, d_transcoder: _ } = config;
+    let lines = [
+        model_name.as_ref().map(|name| ("model_name", written(name))),
+        Some(("model_kind", kind_name(*kind).to_owned())),
+        Some(("feature_input_hook", input.name().to_owned())),
+        Some(("feature_output_hook", output.name().to_owned())),
+        Some(("scan", written(scan))),
+    ];
+    lines.into_iter().flatten().map(|(key, value)| format!("{key}: {value}\n")).collect()
+}
+
+/// `layer_{i}.safetensors`.
+fn write_layer(set: &TranscoderSet, layer: usize, dir: &Path) -> Result<()> {
+    let SetConfig { d_model: d, d_transcoder: f, .. } = *set.config();
+    let Layer { encoder, decoders, b_dec, .. } = set.layer(layer)?;
+    let mut tensors = vec![
+        Streamed::whole("W_enc", &[f, d], encoder.all_rows()?),
+        Streamed { name: "W_dec".into(), shape: vec![f, d], blocks: Box::new(rows(decoders)) },
+        Streamed::whole("b_enc", &[f], encoder.bias.as_slice()),
+        Streamed::whole("b_dec", &[d], b_dec.as_slice()),
+    ];
+    // circuit-tracer takes all layers to be as the first.
+    if set.has_skip() {
+        let skip = set.skip(layer)?.unwrap_or_else(|| vec![0.0; d * d]);
+        tensors.push(Streamed::whole("W_skip", &[d, d], skip));
+    }
+    if let Some(Some(thresholds)) = thresholds(&encoder.activation) {
+        tensors.push(Streamed::whole("activation_function.threshold", &[f], thresholds));
+    }
+    write_streamed(&dir.join(format!("layer_{layer}.safetensors")), tensors)
+}
+
+/// `W_enc_{i}.safetensors` and `W_dec_{i}.safetensors`.
+fn write_cross_layer(set: &TranscoderSet, layer: usize, dir: &Path) -> Result<()> {
+    let SetConfig { d_model: d, d_transcoder: f, n_layers, .. } = *set.config();
+    let Layer { encoder, decoders, b_dec, .. } = set.layer(layer)?;
+    let name = |tensor: &str| format!("{tensor}_{layer}");
+    let mut tensors = vec![
+        Streamed::whole(name("W_enc"), &[f, d], encoder.all_rows()?),
+        Streamed::whole(name("b_enc"), &[f], encoder.bias.as_slice()),
+        Streamed::whole(name("b_dec"), &[d], b_dec.as_slice()),
+    ];
+    // Thresholds are in all layers or in none; that of a ReLU is zero.
+    let any = (0..n_layers).any(|layer| !matches!(set.activation(layer), Ok(Activation::Relu)));
+    if any {
+        let own = thresholds(&encoder.activation).flatten().unwrap_or_else(|| vec![0.0; f].into());
+        tensors.push(Streamed::whole(name("threshold"), &[f], own));
+    }
+    write_streamed(&dir.join(format!("W_enc_{layer}.safetensors")), tensors)?;
+    let shape = vec![f, n_layers - layer, d];
+    let decoder = Streamed { name: name("W_dec"), shape, blocks: Box::new(rows(decoders)) };
+    write_streamed(&dir.join(format!("W_dec_{layer}.safetensors")), vec![decoder])
+}
+
+/// Feature by feature the rows of all targets.
+fn rows(decoders: &[Rows]) -> impl Iterator<Item = Result<Cow<'_, [f32]>>> {
+    let features = decoders.first().map_or(0, |rows| rows.count);
+    (0..features).flat_map(move |feature| {
+        decoders.iter().map(move |rows| {
+            let row = rows.row(feature);
+            rows.floats.check(&row)?;
+            Ok(row)
+        })
+    })
+}
