@@ -31,6 +31,7 @@ mod probe_table;
 mod progress;
 mod prompts;
 mod render;
+mod replacement;
 mod report;
 mod run;
 mod steer;

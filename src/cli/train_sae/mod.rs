@@ -144,7 +144,7 @@ fn one(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let artifact = Artifact::begin(&args.out, args.resume)?.with_arguments(super::arguments());
     let record = record_of(&origin, &settings, args.seed);
     check_same_run(&artifact, &record)?;
-    let Ready { mut training, mut heldout, mut positions, metadata } =
+    let Ready { mut training, mut heldout, mut positions, metadata, text: _ } =
         origin.begin(wanted_rows(&settings), ui, ui.progress())?;
     write_json(&artifact.dir().join(RECORD), &record)?;
     let summary = train(TrainRun {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::base::artifact::InputRecord;
 use crate::base::{DtypeChoice, Error, Progress, Result};
-use crate::data::{BosPolicy, Corpus, PackSettings, locate_data};
+use crate::data::{BosPolicy, Corpus, PackSettings, Tokenizer, locate_data};
 use crate::dictionary::Metadata;
 use crate::model::{HookPlan, HookPoint};
 use crate::store::filter::{FilterSettings, KeptRows};
@@ -101,6 +101,17 @@ pub(in super::super) struct Ready<'a> {
     pub(in super::super) positions: Vec<Value>,
     /// What a dictionary of each hook says about where it belongs.
     pub(in super::super) metadata: Vec<Metadata>,
+    /// The held-out text of a running model.
+    pub(in super::super) text: Option<HeldOutText>,
+}
+
+/// Text that a stream holds out from training.
+pub(in super::super) struct HeldOutText {
+    pub(in super::super) tokenizer: Arc<Tokenizer>,
+    pub(in super::super) corpus: Arc<Corpus>,
+    pub(in super::super) pack: PackSettings,
+    /// Its sequences, by number.
+    pub(in super::super) sequences: std::ops::Range<u64>,
 }
 
 impl<'a> Origin<'a> {
@@ -214,21 +225,29 @@ impl<'a> Origin<'a> {
                 let metadata = reports.iter().zip(names).map(|(report, (name, _))| of_cache(&reader, name, report));
                 let metadata = metadata.collect();
                 let positions = reports.iter().map(|report| json!(report)).collect();
-                Ok(Ready { training: Box::new(training), heldout, positions, metadata })
+                Ok(Ready { training: Box::new(training), heldout, positions, metadata, text: None })
             }
             Kind::Live { opened, corpus, hooks, .. } => {
                 let Opened { model, tokenizer } = *opened;
                 let bos = tokenizer.prefix(args.bos()).is_some();
                 let data: Vec<String> = corpus.files().iter().map(|f| f.path.display().to_string()).collect();
                 let settings = args.settings(hooks, buffer_rows(&args.stream, &names), seed, rows);
-                let live = Live::open(Arc::new(model), Arc::new(tokenizer), Arc::new(corpus), &settings, progress)?;
+                let (tokenizer, corpus) = (Arc::new(tokenizer), Arc::new(corpus));
+                let (own_tokenizer, own_corpus) = (Arc::clone(&tokenizer), Arc::clone(&corpus));
+                let live = Live::open(Arc::new(model), tokenizer, corpus, &settings, progress)?;
                 ui.say(live.report());
+                let text = HeldOutText {
+                    tokenizer: own_tokenizer,
+                    corpus: own_corpus,
+                    pack: settings.pack,
+                    sequences: live.report().split.held_out(),
+                };
                 let metadata =
                     (0..).zip(names).map(|(i, (name, _))| args.of_stream(name, i, bos, &data, live.report()));
                 let metadata = metadata.collect();
                 let heldout = live.held_out(progress).map(|source| Box::new(source) as Box<dyn RowSource + 'p>);
                 let positions = vec![json!(live.report())];
-                Ok(Ready { training: Box::new(live.training(progress)), heldout, positions, metadata })
+                Ok(Ready { training: Box::new(live.training(progress)), heldout, positions, metadata, text: Some(text) })
             }
         }
     }

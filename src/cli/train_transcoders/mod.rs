@@ -10,24 +10,28 @@ use serde_json::{Value, json};
 
 use crate::base::artifact::write_json;
 use crate::base::{Artifact, Error, Result, RunRecord};
-use crate::dictionary::train::{
-    Member, SetRun, TrainArchitecture, TrainSettings, TrainSummary, TrainedLayer, train_set,
-};
-use crate::model::{HookPoint, ModelConfig, Site};
+use crate::analysis::eval::replacement::{ReplacementReport, replacement};
+use crate::dictionary::TranscoderSet;
+use crate::dictionary::train::{Member, SetRun, TrainArchitecture, TrainSettings, TrainSummary, train_set};
+use crate::model::{HookPoint, ModelConfig};
 use crate::store::RowSource;
 
 use self::layers::Layers;
+use self::output::Trained;
+use super::cache::count;
 use super::filter::FilterArgs;
 use super::method::MethodArgs;
 use super::open;
 use super::render::{Table, Ui, thousands};
 use super::train_sae::record::{RECORD, check_same_run};
-use super::train_sae::rows::{Origin, Ready, RowArgs, StreamArgs};
+use super::train_sae::rows::{HeldOutText, Origin, Ready, RowArgs, StreamArgs};
 use super::train_sae::{LengthArgs, MANY_ROWS, of_transcoder, wanted_rows};
 use super::{Common, Outcome};
 
 /// Where layers keep checkpoints and metrics while they are trained.
 const TRAINING: &str = "training";
+/// What the set makes of the model.
+const REPLACEMENT: &str = "replacement.json";
 /// Held-out rows measured on the way: all layers are encoded each time.
 const HELDOUT_ROWS: u64 = 2048;
 /// Measurements on the way.
@@ -72,6 +76,10 @@ pub(super) struct Args {
     method: MethodArgs,
     #[command(flatten)]
     length: LengthArgs,
+    /// Tokens of held-out text on which the model is run in the end with each layer and with all layers replaced, two
+    /// passes a layer; 0 leaves that out.
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = count_or_none)]
+    eval_tokens: u64,
     /// Seed of initialisation, order and resampling.
     #[arg(long, default_value_t = TrainSettings::default().seed)]
     seed: u64,
@@ -92,6 +100,9 @@ struct Report<'a> {
     dir: &'a Path,
     positions: Value,
     layers: Vec<LayerReport>,
+    /// What the set makes of the model; absent where layers are missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replacement: Option<ReplacementReport>,
 }
 
 #[derive(Serialize)]
@@ -115,7 +126,7 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let record = args.record(&origin, &settings);
     check_same_run(&artifact, &record)?;
     ui.say(args.estimate(&origin, bytes, &settings, places.len()));
-    let Ready { mut training, mut heldout, mut positions, metadata } =
+    let Ready { mut training, mut heldout, mut positions, metadata, text } =
         origin.begin(wanted_rows(&settings), ui, ui.progress())?;
     write_json(&artifact.dir().join(RECORD), &record)?;
     let member = |(i, place): (usize, &Place)| Member {
@@ -140,9 +151,19 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         .zip(&layers)
         .map(|(place, trained)| LayerReport { layer: place.layer, summary: trained.summary.clone() })
         .collect();
-    args.write(&artifact, &places, layers, &config)?;
+    let trained = args.assemble(layers, &config)?;
+    output::write(&artifact, &places, &trained, &reports)?;
+    let replacement = match (&trained, text) {
+        (Trained::Set(set), Some(text)) if args.eval_tokens > 0 => Some(args.replacement(set, &text, common, ui)?),
+        _ => None,
+    };
+    if let Some(replacement) = &replacement {
+        write_json(&artifact.dir().join(REPLACEMENT), replacement)?;
+    }
+    output::remove_work(&artifact)?;
     artifact.finish(&record)?;
-    let report = Report { dir: &args.out, positions: positions.pop().unwrap_or_default(), layers: reports };
+    let positions = positions.pop().unwrap_or_default();
+    let report = Report { dir: &args.out, positions, layers: reports, replacement };
     if ui.json() {
         ui.out_json(&report)?;
     } else {
@@ -236,15 +257,26 @@ impl Args {
         RunRecord { inputs: origin.inputs.clone(), ..RunRecord::new("train-transcoders", &all, self.seed) }
     }
 
-    /// Whether layers and architecture make a set that other programs read.
-    fn makes_a_set(&self, layers: &[TrainedLayer], config: &ModelConfig) -> bool {
-        let top_k = layers.iter().any(|layer| layer.summary.plan.arch == TrainArchitecture::TopK);
-        layers.len() == config.n_layers && !top_k
+    /// Runs the model on the set, on held-out text.
+    fn replacement(
+        &self,
+        set: &TranscoderSet,
+        text: &HeldOutText,
+        common: &Common,
+        ui: &Ui,
+    ) -> Result<ReplacementReport> {
+        let HeldOutText { tokenizer, corpus, pack, sequences } = text;
+        let wanted = self.eval_tokens.div_ceil(pack.context_size.max(1) as u64);
+        let sequences = sequences.start..sequences.end.min(sequences.start + wanted);
+        let text = super::replacement::text(tokenizer, corpus, *pack, sequences)?;
+        let opened = open::open(&self.model, open::fast_dtype(common.device), common.device, ui)?;
+        replacement(set, &opened.model, &text, ui.progress())
     }
+}
 
-    fn sites(&self, places: &[Place]) -> Option<(Site, Site)> {
-        places.first().map(|place| (place.input.site, place.output.site))
-    }
+/// As [`count`], or 0.
+fn count_or_none(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { count(text) }
 }
 
 fn print(report: &Report<'_>, ui: &Ui) -> Result<()> {
@@ -270,6 +302,10 @@ fn print(report: &Report<'_>, ui: &Ui) -> Result<()> {
             thousands(last.n_training_samples),
             thousands(plan.steps),
         ))?;
+    }
+    if let Some(report) = &report.replacement {
+        ui.out(format!("\nthe model on its transcoders, on {} tokens of held-out text", thousands(report.positions)))?;
+        super::replacement::print(report, ui)?;
     }
     ui.out(format!("wrote {}", report.dir.display()))
 }

@@ -5,38 +5,64 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::base::artifact::write_json;
 use crate::base::{Artifact, Error, Result};
-use crate::dictionary::io;
-use crate::dictionary::set::SetKind;
-use crate::dictionary::train::{METRICS_FILE, SESSIONS_FILE, TrainedLayer, assemble};
+use crate::dictionary::train::{METRICS_FILE, SESSIONS_FILE, TrainArchitecture, TrainedLayer, assemble};
+use crate::dictionary::{SetKind, TranscoderSet, io};
+use crate::interop::{SetFormat, write_set_in};
 use crate::model::ModelConfig;
 
-use super::{Args, Place, TRAINING};
+use super::{Args, LayerReport, Place, TRAINING};
+
+/// How each layer's training ended.
+const LAYERS_FILE: &str = "layers.json";
+
+/// What the layers of a finished run are.
+pub(super) enum Trained {
+    /// A set that other programs read.
+    Set(TranscoderSet),
+    /// Some layers, or an architecture that sets have no file format for: a dictionary each.
+    Apart(Vec<TrainedLayer>),
+}
 
 impl Args {
-    /// Writes the trained layers into `artifact` and removes their checkpoints.
-    pub(super) fn write(
-        &self,
-        artifact: &Artifact,
-        places: &[Place],
-        layers: Vec<TrainedLayer>,
-        config: &ModelConfig,
-    ) -> Result<()> {
-        let dir = artifact.dir();
-        join_metrics(dir, places)?;
-        if let Some(first) = places.first() {
-            copy(&layer_dir(dir, first), dir, SESSIONS_FILE)?;
+    /// Puts the trained layers together.
+    pub(super) fn assemble(&self, layers: Vec<TrainedLayer>, config: &ModelConfig) -> Result<Trained> {
+        let top_k = layers.iter().any(|layer| layer.summary.plan.arch == TrainArchitecture::TopK);
+        if layers.len() != config.n_layers || top_k {
+            return Ok(Trained::Apart(layers));
         }
-        let _ = (self.makes_a_set(&layers, config), self.sites(places), SetKind::PerLayer);
-        for (place, TrainedLayer { dictionary, frequencies, .. }) in places.iter().zip(layers) {
-            let to = dir.join(format!("layer_{}", place.layer));
-            fs::create_dir_all(&to).map_err(Error::io("make the directory of a layer", &to))?;
-            io::write(&to, &dictionary)?;
-            io::write_sparsity(&to, &frequencies)?;
-        }
-        let work = dir.join(TRAINING);
-        fs::remove_dir_all(&work).map_err(Error::io("remove the checkpoints", &work))
+        let kind = if self.cross_layer { SetKind::CrossLayer } else { SetKind::PerLayer };
+        let scan = self.out.file_name().unwrap_or(self.out.as_os_str()).to_string_lossy();
+        Ok(Trained::Set(assemble(layers, kind, &scan)?))
     }
+}
+
+/// Writes the trained layers into `artifact`.
+pub(super) fn write(artifact: &Artifact, places: &[Place], trained: &Trained, reports: &[LayerReport]) -> Result<()> {
+    let dir = artifact.dir();
+    join_metrics(dir, places)?;
+    if let Some(first) = places.first() {
+        copy(&layer_dir(dir, first), dir, SESSIONS_FILE)?;
+    }
+    write_json(&dir.join(LAYERS_FILE), &reports)?;
+    let layers = match trained {
+        Trained::Set(set) => return write_set_in(set, dir, SetFormat::CircuitTracer),
+        Trained::Apart(layers) => layers,
+    };
+    for (place, TrainedLayer { dictionary, frequencies, .. }) in places.iter().zip(layers) {
+        let to = dir.join(format!("layer_{}", place.layer));
+        fs::create_dir_all(&to).map_err(Error::io("make the directory of a layer", &to))?;
+        io::write(&to, dictionary)?;
+        io::write_sparsity(&to, frequencies)?;
+    }
+    Ok(())
+}
+
+/// Removes checkpoints and the layers' own metrics.
+pub(super) fn remove_work(artifact: &Artifact) -> Result<()> {
+    let work = artifact.dir().join(TRAINING);
+    fs::remove_dir_all(&work).map_err(Error::io("remove the checkpoints", &work))
 }
 
 fn layer_dir(dir: &Path, place: &Place) -> std::path::PathBuf {

@@ -330,5 +330,8 @@ fn adam(w: &Tensor, m: &Tensor, v: &Tensor, g: &Tensor, step: AdamStep) -> Resul
 }
 
 #[cfg(test)]
+#[path = "cross_tests.rs"]
+mod cross_tests;
+#[cfg(test)]
 #[path = "dense_tests.rs"]
 mod tests;

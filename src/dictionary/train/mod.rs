@@ -32,6 +32,8 @@ mod rows;
 mod run;
 mod schedule;
 mod sessions;
+#[cfg(test)]
+mod set_tests;
 mod settings;
 mod step;
 mod sweep;
