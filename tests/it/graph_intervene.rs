@@ -12,7 +12,7 @@ use mechinterp::dictionary::{
     Activation, Architecture, CrossLayer, Dictionary, DictionaryConfig, SetConfig, SetKind, TranscoderSet,
 };
 use mechinterp::model::generate::{GenerateSettings, generate};
-use mechinterp::model::{Model, Positions, Site};
+use mechinterp::model::{HookPlan, Model, Positions, Site};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -188,7 +188,7 @@ fn open_ended_interventions_reach_generated_text() {
             seed: 0,
             stop_tokens: Vec::new(),
         };
-        let plan = live_plan(transcoders, &golden.changes(set, prompt.len()), 1, model).unwrap();
+        let plan = live_plan(HookPlan::new(), transcoders, &golden.changes(set, prompt.len()), 1, model).unwrap();
         let ours = generate(model, &prompt, &plan, &settings, |_| Ok(())).unwrap();
         assert_eq!(ours.iter().map(|&t| i64::from(t)).collect::<Vec<_>>(), expected, "{set}");
         let plain = generate(model, &prompt, &Default::default(), &settings, |_| Ok(())).unwrap();
@@ -202,11 +202,13 @@ fn features_outside_the_set_are_refused() {
     let (golden, model) = (Golden::read("llama"), open("llama"));
     let set = Arc::new(golden.cross_layer(&model));
     let change = |layer, feature, op| FeatureChange { layer, feature, positions: Positions::All, op };
-    let refused = |changes: &[FeatureChange]| live_plan(&set, changes, 1, &model).unwrap_err().to_string();
+    let refused =
+        |changes: &[FeatureChange]| live_plan(HookPlan::new(), &set, changes, 1, &model).unwrap_err().to_string();
     assert!(refused(&[]).contains("at least one feature"));
     assert!(refused(&[change(2, 0, FeatureOp::Ablate)]).contains("layers 0 to 1 and features 0 to 31"));
     assert!(refused(&[change(0, 32, FeatureOp::Ablate)]).contains("0/32"));
     assert!(refused(&[change(0, 1, FeatureOp::Scale(f32::NAN))]).contains("finite"));
-    let error = live_plan(&set, &[change(0, 1, FeatureOp::Ablate)], 1, &open("gpt2")).unwrap_err().to_string();
+    let error =
+        live_plan(HookPlan::new(), &set, &[change(0, 1, FeatureOp::Ablate)], 1, &open("gpt2")).unwrap_err().to_string();
     assert!(error.contains("layer") || error.contains("width"), "{error}");
 }
