@@ -14,6 +14,7 @@ mod exports;
 mod features;
 mod fixture;
 mod golden;
+mod graph;
 mod graph_intervene;
 mod heads;
 mod hook_page;

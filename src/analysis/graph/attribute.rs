@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::base::progress::Unit;
-use crate::base::{Error, Progress, Result};
+use crate::base::{Progress, Result};
 use crate::dictionary::set::TranscoderSet;
 use crate::model::Model;
 
@@ -34,7 +34,7 @@ pub fn attribute(
     settings: &GraphSettings,
     progress: &dyn Progress,
 ) -> Result<Attribution> {
-    check(settings)?;
+    settings.check()?;
     memory::check_rows(context, settings, targets.len())?;
     let most = settings.max_feature_nodes.min(context.features.len());
     let work = Work { sweep: Sweep { model, set, context } };
@@ -57,14 +57,6 @@ pub fn attribute(
     }
     progress.end();
     Ok(packed(context, selection, targets, largest_row_error))
-}
-
-fn check(settings: &GraphSettings) -> Result<()> {
-    let counts = [("--batch-size", settings.batch_size), ("--max-feature-nodes", settings.max_feature_nodes)];
-    match counts.into_iter().find(|(_, n)| *n == 0) {
-        Some((flag, n)) => Err(Error::flag(flag, "1 or more", n, "leave it out for the default")),
-        None => Ok(()),
-    }
 }
 
 struct Work<'a> {

@@ -16,6 +16,7 @@ use super::targets::{Target, TargetChoice};
 use super::types::{Edge, Graph, GraphReport, GraphScores, GraphSettings, GraphSource, Node, NodeKind};
 
 /// What a graph says of its prompt and model beside what was computed.
+#[derive(Clone)]
 pub struct About<'a> {
     /// The prompt as given.
     pub prompt: String,
@@ -25,8 +26,18 @@ pub struct About<'a> {
     pub text: &'a dyn Fn(u32) -> String,
 }
 
-/// Traces a prompt: [`Context::new`], [`attribute`], [`prune`], [`build`]. The context comes with the graph, for
-/// interventions and checks.
+/// A traced prompt.
+#[derive(Debug)]
+pub struct Traced {
+    /// The pruned graph.
+    pub graph: Graph,
+    /// All direct effects that were computed.
+    pub attribution: Attribution,
+    /// The run that they were computed in.
+    pub context: Context,
+}
+
+/// Traces a prompt: [`Context::new`], [`TargetChoice::resolve`], [`attribute`], [`prune`], [`build`].
 ///
 /// # Errors
 /// As these.
@@ -38,8 +49,9 @@ pub fn trace(
     settings: &GraphSettings,
     about: &About<'_>,
     progress: &dyn Progress,
-) -> Result<(Graph, Context)> {
+) -> Result<Traced> {
     let start = Instant::now();
+    settings.check()?;
     memory::check_prompt(model.config(), tokens.len(), settings.batch_size)?;
     let context = Context::new(model, set, tokens, settings.zero_positions)?;
     let targets = choice.resolve(model, &context)?;
@@ -47,7 +59,7 @@ pub fn trace(
     let pruned = prune(&attribution, settings);
     let mut graph = build(set, &context, &attribution, &pruned, settings, about);
     graph.report.seconds = start.elapsed().as_secs_f64();
-    Ok((graph, context))
+    Ok(Traced { graph, attribution, context })
 }
 
 /// The pruned graph as data.
@@ -87,6 +99,12 @@ pub fn build(
         scores: pruned_scores(attribution, pruned),
         report: report(attribution, scores(attribution)),
         verification: None,
+    }
+}
+
+impl std::fmt::Debug for About<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("About").field("prompt", &self.prompt).field("model", &self.model).finish_non_exhaustive()
     }
 }
 

@@ -38,7 +38,7 @@ mod verify;
 
 pub use attribute::attribute;
 pub use attribution::{ActiveFeature, Attribution};
-pub use build::{About, build, trace};
+pub use build::{About, Traced, build, trace};
 pub use context::Context;
 pub use frozen_run::{FrozenRun, Hold};
 pub use influence::node_influence;

@@ -111,7 +111,7 @@ fn check_sums(name: &str, model: &Model) {
             let worst = graph.largest_row_error;
             assert!(worst < 1e-4, "{name}, {}, {}: {worst}", set.config().input.name(), set.config().output.name());
             assert!(graph.features.len() == 60 && graph.active_features > 60, "{name}: {}", graph.active_features);
-            assert!(graph.edges() > 1000, "{name}: {} edges", graph.edges());
+            assert!(graph.edges() > 500, "{name}: {} edges", graph.edges());
         }
     }
 }

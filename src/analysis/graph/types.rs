@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::{Error, Result};
+
 /// An attribution graph of one prompt: what caused the targets' logits, through which features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Graph {
@@ -72,6 +74,24 @@ impl Default for GraphSettings {
             node_threshold: 0.8,
             edge_threshold: 0.98,
             zero_positions: 1,
+        }
+    }
+}
+
+impl GraphSettings {
+    /// Checks that the numbers make sense.
+    ///
+    /// # Errors
+    /// `Flag` naming the one that does not.
+    pub fn check(&self) -> Result<()> {
+        let counts = [("--batch-size", self.batch_size), ("--max-feature-nodes", self.max_feature_nodes)];
+        if let Some((flag, n)) = counts.into_iter().find(|(_, n)| *n == 0) {
+            return Err(Error::flag(flag, "1 or more", n, "leave it out for the default"));
+        }
+        let shares = [("--node-threshold", self.node_threshold), ("--edge-threshold", self.edge_threshold)];
+        match shares.into_iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
+            Some((flag, share)) => Err(Error::flag(flag, "a share from 0 to 1", share, "leave it out for the default")),
+            None => Ok(()),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::cli::render::{BOLD, DIM, GREEN, RED, Table, Ui, columns, paint, quote
 use crate::cli::{Common, Outcome, places};
 use crate::interop::neuronpedia::graph as graph_file;
 use crate::model::generate::{GenerateSettings, generate};
-use crate::model::{HookPlan, Positions};
+use crate::model::HookPlan;
 
 use super::changes::{Named, Operation, OperationArgs};
 

@@ -131,10 +131,10 @@ pub(super) struct OperationArgs {
 /// Prompts as messages.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Chat")]
-pub(super) struct ChatArgs {
+pub(in crate::cli) struct ChatArgs {
     /// Take prompts as messages of a user, and put them into the model's chat template.
     #[arg(long)]
-    pub(super) chat: bool,
+    pub(in crate::cli) chat: bool,
     /// The system message of the conversation.
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub(super) system: Option<String>,

@@ -27,6 +27,9 @@ use super::prompts::Prompt;
 use super::render::Ui;
 use super::{Common, Outcome};
 
+pub(super) use self::args::ChatArgs;
+pub(super) use self::chat::template;
+
 use self::args::SteerArgs;
 use self::change::{Operation, Placed, interventions};
 use self::report::{Line, SweepReport};
