@@ -27,7 +27,7 @@ fn text(value: &Value) -> &str {
 }
 
 /// A checkpoint of `tests/golden/models` in the fixture's directory, with a tokenizer of words `w0`, `w1`, ….
-fn checkpoint(cli: &Cli, name: &str) {
+pub(crate) fn checkpoint(cli: &Cli, name: &str) {
     let target = cli.path(name);
     if target.exists() {
         return;

@@ -12,8 +12,8 @@ use crate::cli::prompts::ReadingArgs;
 use crate::cli::render::{BOLD, DIM, GREEN, RED, Table, Ui, columns, paint, quoted, side_by_side};
 use crate::cli::{Common, Outcome, places};
 use crate::interop::neuronpedia::graph as graph_file;
-use crate::model::generate::{GenerateSettings, generate};
 use crate::model::HookPlan;
+use crate::model::generate::{GenerateSettings, generate};
 
 use super::changes::{Named, Operation, OperationArgs};
 

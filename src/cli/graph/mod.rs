@@ -4,7 +4,6 @@ mod args;
 pub(super) mod changes;
 mod intervene;
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::ArgMatches;
@@ -14,10 +13,8 @@ use crate::analysis::graph::{
 };
 use crate::base::{DtypeChoice, Error, Result};
 use crate::data::tokenizer::{BosPolicy, Tokenizer};
-use crate::dictionary::set::TranscoderSet;
 use crate::interop::neuronpedia::graph::{GraphState, Publication, write, write_features};
 
-use super::model_name::compare_models;
 use super::open::{self, Opened};
 use super::prompts::{Prompt, PromptArgs};
 use super::render::{BOLD, DIM, Table, Ui, paint, quoted, thousands};
@@ -88,7 +85,7 @@ fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
     // What can be wrong without the weights is found before they are read.
     let config = open::config(&files)?;
     let template = template(&args.chat, &files)?;
-    let set = open_set(&args, ui)?;
+    let set = open::transcoders(&args.transcoders, &args.model, args.force, ui)?;
     set.check_model(&config)?;
     let tokenizer = open::tokenizer(&files, &config)?;
     let texts = given.texts();
@@ -122,18 +119,6 @@ fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
     finish(&args, graph, &indexes, &opened, ui)
 }
 
-fn open_set(args: &TraceArgs, ui: &Ui) -> Result<Arc<TranscoderSet>> {
-    let opened = crate::interop::open_set_with(&args.transcoders, ui.progress())?;
-    opened.notes.iter().for_each(|note| ui.say(format!("{}: {note}", args.transcoders)));
-    if let Some(own) = &opened.set.config().model_name
-        && compare_models(own, &args.model) == Some(false)
-    {
-        let both = (format!("{} for the model '{own}'", opened.set.config().scan), format!("--model {}", args.model));
-        args.force.allow("transcoder set and model", both, "use the model that the set was trained on", ui)?;
-    }
-    Ok(Arc::new(opened.set))
-}
-
 /// Whether the first token is one that stands in no text.
 fn starts_with_special(tokenizer: &Tokenizer, tokens: &[u32]) -> bool {
     tokens.first().is_some_and(|&first| tokenizer.special_ids().contains(&first))
@@ -148,8 +133,7 @@ fn finish(args: &TraceArgs, mut graph: Graph, indexes: &LayerIndexes, opened: &O
         let scan = if indexes.is_empty() { None } else { write_features(dir, &graph, indexes, ui.progress())? };
         let created_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|t| t.as_millis() as u64);
         let state = GraphState::default();
-        let publication =
-            Publication { graph: &graph, state: &state, slug: &slug, scan: scan.as_deref(), created_ms };
+        let publication = Publication { graph: &graph, state: &state, slug: &slug, scan: scan.as_deref(), created_ms };
         write(file, &publication)?;
         ui.say(format!("wrote {}", file.display()));
     }
