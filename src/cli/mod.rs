@@ -17,6 +17,7 @@ mod expect;
 mod feature_page;
 mod features;
 mod filter;
+mod graph;
 mod heads;
 mod heatmap;
 mod info;
@@ -104,6 +105,8 @@ enum Command {
     Heads(heads::Args),
     /// Generate text with features or vectors clamped, added, scaled, capped or removed; compare strengths.
     Steer(steer::Args),
+    /// Why the model said that: an attribution graph through the features of transcoders.
+    Graph(graph::Args),
     /// Linear probes: in which layers a label of texts can be read off, and the direction that does it.
     Probe(Box<probe::Args>),
 }
@@ -165,6 +168,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Lens(args) => lens::run(*args, common, ui),
         Command::Patch(args) => patch::run(&args, common, ui),
         Command::Heads(args) => heads::run(args, common, ui),
+        Command::Graph(args) => graph::run(args, common, ui),
         Command::Probe(args) => probe::run(*args, common, ui),
         Command::Steer(args) => steer::run(args, common, ui),
     }

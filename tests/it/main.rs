@@ -14,6 +14,8 @@ mod exports;
 mod features;
 mod fixture;
 mod golden;
+mod graph;
+mod graph_intervene;
 mod heads;
 mod hook_page;
 mod hub;

@@ -1,0 +1,133 @@
+//! What the scores of a graph mean, in words.
+
+use super::types::{Graph, Verification};
+
+/// How far a graph is to be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trust {
+    /// Most of the answer comes from outside of its features, or it predicts wrongly.
+    Low,
+    /// It shows a part of the answer.
+    Part,
+    /// It shows most of the answer.
+    Good,
+}
+
+impl Trust {
+    /// A word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Part => "part",
+            Self::Good => "good",
+        }
+    }
+}
+
+/// How far `graph` is to be trusted, and why, in a few sentences.
+///
+/// Bounds: a replacement score below 1/2 says that errors, which have no meaning, weigh more than tokens; above 3/4 they
+/// are a minor part. A correlation of measured effects below 0.9 under frozen attention and norms, where the graph is
+/// exact but for features that switch on or off, is a sign that something is wrong with it.
+pub fn trust(graph: &Graph) -> (Trust, String) {
+    let scores = graph.scores;
+    let (by_score, what) = match scores.replacement {
+        r if r >= 0.75 => (Trust::Good, "The features account for most of this answer"),
+        r if r >= 0.5 => (Trust::Part, "The features account for a part of this answer"),
+        _ => (
+            Trust::Low,
+            "Most of this answer comes from what the features leave over: read single paths, not the whole",
+        ),
+    };
+    let mut words = format!(
+        "{what}: {} of the influence that reaches the answer starts at tokens, the rest at reconstruction errors \
+         (replacement score {:.2}); {} of what feeds its nodes is not error (completeness {:.2}).",
+        percent(scores.replacement),
+        scores.replacement,
+        percent(scores.completeness),
+        scores.completeness
+    );
+    let Some(verification) = &graph.verification else {
+        words.push_str(" Its predictions were not checked against interventions.");
+        return (by_score, words);
+    };
+    let (by_test, tested) = verified(verification);
+    words.push(' ');
+    words.push_str(&tested);
+    (by_score.min(by_test), words)
+}
+
+fn verified(found: &Verification) -> (Trust, String) {
+    let effects = found.effects;
+    let frozen = found.frozen_correlation.map(|r| match r {
+        r if r >= 0.9 => (Trust::Good, format!("agree with its predictions (r = {})", correlation(r))),
+        r => (Trust::Low, format!("do not agree with its predictions (r = {})", correlation(r))),
+    });
+    let free = found.free_correlation.map(|r| match r {
+        r if r >= 0.8 => (Trust::Good, format!("they hold in the free model too (r = {})", correlation(r))),
+        r if r >= 0.4 => (Trust::Part, format!("in the free model they hold roughly (r = {})", correlation(r))),
+        r => (
+            Trust::Low,
+            format!("in the free model they do not hold (r = {}): attention or norms answer", correlation(r)),
+        ),
+    });
+    let checked = format!("{effects} effects measured by intervention with attention and norms held");
+    match (frozen, free) {
+        (None, None) => (Trust::Good, "Too few effects were measured to compare them.".into()),
+        (Some((trust, agree)), None) => (trust, format!("{checked} {agree}.")),
+        (None, Some((trust, hold))) => (trust, format!("Of {effects} effects measured by intervention: {hold}.")),
+        (Some((frozen, agree)), Some((free, hold))) => (frozen.min(free), format!("{checked} {agree}; {hold}.")),
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", 100.0 * share)
+}
+
+/// With more digits the nearer it is to 1.
+fn correlation(r: f64) -> String {
+    if r >= 0.99995 {
+        "1.0000".into()
+    } else if r >= 0.995 {
+        format!("{r:.4}")
+    } else {
+        format!("{r:.2}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analysis::graph::tests::sample;
+
+    #[test]
+    fn words_follow_the_scores() {
+        let mut graph = sample(50, 1);
+        graph.verification = None;
+        for (replacement, expected) in [(0.2, Trust::Low), (0.6, Trust::Part), (0.9, Trust::Good)] {
+            graph.scores.replacement = replacement;
+            let (found, words) = trust(&graph);
+            assert_eq!(found, expected);
+            assert!(words.contains("not checked") && words.contains(&format!("{replacement:.2}")), "{words}");
+        }
+        let check = |frozen, free| {
+            let nodes = Vec::new();
+            let mut graph = graph.clone();
+            let verification = Verification {
+                effects: 30,
+                frozen_correlation: frozen,
+                free_correlation: free,
+                nodes,
+                ..Verification::default()
+            };
+            graph.verification = Some(verification);
+            trust(&graph)
+        };
+        assert_eq!(check(Some(0.9999), Some(0.9)).0, Trust::Good);
+        let (found, words) = check(Some(0.99991), Some(0.5));
+        assert!(found == Trust::Part && words.contains("0.9999") && words.contains("roughly"), "{words}");
+        assert_eq!(check(Some(0.3), Some(0.9)).0, Trust::Low);
+        assert_eq!(check(None, Some(0.1)).0, Trust::Low);
+        assert_eq!(check(None, None).0, Trust::Good);
+    }
+}
