@@ -32,5 +32,6 @@ mod passes;
 mod patch;
 mod probe;
 mod real_model;
+mod sets;
 mod steer;
 mod weights;

@@ -42,6 +42,7 @@ pub use build::{About, Traced, build, trace};
 pub use context::Context;
 pub use frozen_run::{FrozenRun, Hold};
 pub use influence::node_influence;
+pub(crate) use intervene::activations;
 pub use intervene::{ChangedRun, FeatureChange, check_changes, live_plan};
 pub use labels::LayerIndexes;
 pub use memory::check_prompt;

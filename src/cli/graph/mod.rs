@@ -7,7 +7,6 @@ mod pictures;
 mod show;
 mod summary;
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::ArgMatches;
@@ -15,10 +14,8 @@ use clap::ArgMatches;
 use crate::analysis::graph::{About, Graph, LayerIndexes, Traced, VerifySettings, check_prompt, trace, verify};
 use crate::base::{DtypeChoice, Error, Result};
 use crate::data::tokenizer::{BosPolicy, Tokenizer};
-use crate::dictionary::set::TranscoderSet;
 use crate::interop::neuronpedia::graph::{GraphState, Publication, write, write_features};
 
-use super::model_name::compare_models;
 use super::open::{self, Opened};
 use super::prompts::{Prompt, PromptArgs};
 use super::render::Ui;
@@ -93,7 +90,7 @@ fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
     // What can be wrong without the weights is found before they are read.
     let config = open::config(&files)?;
     let template = template(&args.chat, &files)?;
-    let set = open_set(&args, ui)?;
+    let set = open::transcoders(&args.transcoders, &args.model, args.force, ui)?;
     set.check_model(&config)?;
     let tokenizer = open::tokenizer(&files, &config)?;
     let texts = given.texts();
@@ -125,18 +122,6 @@ fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
         verify(&opened.model, &set, &mut graph, Some(&attribution), settings, ui.progress())?;
     }
     finish(&args, graph, &indexes, &opened, ui)
-}
-
-fn open_set(args: &TraceArgs, ui: &Ui) -> Result<Arc<TranscoderSet>> {
-    let opened = crate::interop::open_set_with(&args.transcoders, ui.progress())?;
-    opened.notes.iter().for_each(|note| ui.say(format!("{}: {note}", args.transcoders)));
-    if let Some(own) = &opened.set.config().model_name
-        && compare_models(own, &args.model) == Some(false)
-    {
-        let both = (format!("{} for the model '{own}'", opened.set.config().scan), format!("--model {}", args.model));
-        args.force.allow("transcoder set and model", both, "use the model that the set was trained on", ui)?;
-    }
-    Ok(Arc::new(opened.set))
 }
 
 /// Whether the first token is one that stands in no text.
