@@ -16,6 +16,7 @@ mod fixture;
 mod golden;
 mod graph;
 mod graph_intervene;
+mod graph_page;
 mod heads;
 mod hook_page;
 mod hub;

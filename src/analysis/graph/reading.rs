@@ -1,6 +1,6 @@
 //! What the scores of a graph mean, in words.
 
-use super::types::{Graph, Verification};
+use super::types::{Graph, Node, NodeKind, Verification};
 
 /// How far a graph is to be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,16 +36,14 @@ pub fn trust(graph: &Graph) -> (Trust, String) {
         r if r >= 0.5 => (Trust::Part, "The features account for a part of this answer"),
         _ => (
             Trust::Low,
-            "Most of this answer comes from what the features leave over: read single paths, not the whole",
+            "Most of this answer comes from what the features leave over, so trust single paths rather than the whole",
         ),
     };
+    let (tokens, errors) = (percent(scores.replacement), percent(1.0 - scores.replacement));
+    let inputs = percent(scores.completeness);
     let mut words = format!(
-        "{what}: {} of the influence that reaches the answer starts at tokens, the rest at reconstruction errors \
-         (replacement score {:.2}); {} of what feeds its nodes is not error (completeness {:.2}).",
-        percent(scores.replacement),
-        scores.replacement,
-        percent(scores.completeness),
-        scores.completeness
+        "{what}. Of the influence on it, {tokens} starts at tokens and {errors} at reconstruction errors; {inputs} of what \
+         feeds the nodes is explained."
     );
     let Some(verification) = &graph.verification else {
         words.push_str(" Its predictions were not checked against interventions.");
@@ -64,20 +62,69 @@ fn verified(found: &Verification) -> (Trust, String) {
         r => (Trust::Low, format!("do not agree with its predictions (r = {})", correlation(r))),
     });
     let free = found.free_correlation.map(|r| match r {
-        r if r >= 0.8 => (Trust::Good, format!("they hold in the free model too (r = {})", correlation(r))),
+        r if r >= 0.8 => (Trust::Good, format!("in the free model they hold too (r = {})", correlation(r))),
         r if r >= 0.4 => (Trust::Part, format!("in the free model they hold roughly (r = {})", correlation(r))),
         r => (
             Trust::Low,
             format!("in the free model they do not hold (r = {}): attention or norms answer", correlation(r)),
         ),
     });
-    let checked = format!("{effects} effects measured by intervention with attention and norms held");
+    let checked = format!("{effects} effects measured with attention and norms held");
     match (frozen, free) {
         (None, None) => (Trust::Good, "Too few effects were measured to compare them.".into()),
         (Some((trust, agree)), None) => (trust, format!("{checked} {agree}.")),
-        (None, Some((trust, hold))) => (trust, format!("Of {effects} effects measured by intervention: {hold}.")),
+        (None, Some((trust, hold))) => (trust, format!("Of {effects} effects measured: {hold}.")),
         (Some((frozen, agree)), Some((free, hold))) => (frozen.min(free), format!("{checked} {agree}; {hold}.")),
     }
+}
+
+impl Graph {
+    /// What to call a node: the label of a feature or its number, `error`, or the text of a token or target in quotes.
+    pub fn name(&self, node: &Node) -> String {
+        match &node.kind {
+            NodeKind::Feature { label: Some(label), .. } => one_line(label),
+            NodeKind::Feature { feature, .. } => format!("feature {feature}"),
+            NodeKind::Error { .. } => "error".into(),
+            NodeKind::Token { .. } => self.token(node.position),
+            NodeKind::Target { text, .. } => format!("“{}”", one_line(text)),
+        }
+    }
+
+    /// The token at a position, in quotes.
+    pub fn token(&self, position: usize) -> String {
+        format!("“{}”", one_line(self.token_texts.get(position).map_or("", String::as_str)))
+    }
+
+    /// The sum of all influences, which shares are of; never zero.
+    pub fn total_influence(&self) -> f64 {
+        self.nodes.iter().map(|node| node.influence).sum::<f64>().max(f64::MIN_POSITIVE)
+    }
+
+    /// The targets, the likeliest first.
+    pub fn targets(&self) -> Vec<usize> {
+        let probability = |i: usize| match self.nodes.get(i).map(|node| &node.kind) {
+            Some(NodeKind::Target { probability, .. }) => Some(*probability),
+            _ => None,
+        };
+        let mut targets: Vec<usize> = (0..self.nodes.len()).filter(|&i| probability(i).is_some()).collect();
+        targets.sort_by(|&a, &b| probability(b).unwrap_or_default().total_cmp(&probability(a).unwrap_or_default()));
+        targets
+    }
+
+    /// The nodes of the largest influence, that one first, without targets.
+    pub fn most_influential(&self, n: usize) -> Vec<usize> {
+        let source =
+            |i: &usize| !matches!(self.nodes[*i].kind, NodeKind::Target { .. }) && self.nodes[*i].influence > 0.0;
+        let mut order: Vec<usize> = (0..self.nodes.len()).filter(source).collect();
+        order.sort_by(|&a, &b| self.nodes[b].influence.total_cmp(&self.nodes[a].influence));
+        order.truncate(n);
+        order
+    }
+}
+
+/// Text without line breaks and other control characters.
+fn one_line(text: &str) -> String {
+    text.replace('\n', "↵").replace('\t', "⇥").chars().filter(|c| !c.is_control()).collect()
 }
 
 fn percent(share: f64) -> String {
@@ -108,7 +155,7 @@ mod tests {
             graph.scores.replacement = replacement;
             let (found, words) = trust(&graph);
             assert_eq!(found, expected);
-            assert!(words.contains("not checked") && words.contains(&format!("{replacement:.2}")), "{words}");
+            assert!(words.contains("not checked") && words.contains(&percent(replacement)), "{words}");
         }
         let check = |frozen, free| {
             let nodes = Vec::new();
@@ -129,5 +176,17 @@ mod tests {
         assert_eq!(check(Some(0.3), Some(0.9)).0, Trust::Low);
         assert_eq!(check(None, Some(0.1)).0, Trust::Low);
         assert_eq!(check(None, None).0, Trust::Good);
+    }
+
+    #[test]
+    fn nodes_are_named_in_one_line_and_ranked() {
+        let mut graph = sample(50, 1);
+        graph.token_texts[2] = " a\nb\u{7}".into();
+        assert_eq!(graph.token(2), "“ a↵b”");
+        assert_eq!(graph.token(99), "“”");
+        let names: Vec<String> = graph.targets().into_iter().map(|i| graph.name(&graph.nodes[i])).collect();
+        assert_eq!(names, ["“ Austin”", "“ Dallas − Houston”"]);
+        let top = graph.most_influential(8);
+        assert!(top.len() == 8 && top.is_sorted_by(|a, b| graph.nodes[*a].influence >= graph.nodes[*b].influence));
     }
 }
