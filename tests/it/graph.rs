@@ -90,7 +90,7 @@ fn compare(reference: &Reference, key: &str, active: usize, graph: &Attribution,
         }
     }
     assert_eq!(edges, graph.edges(), "{key}: edges that are not zero");
-    assert!(edges > 1000, "{key}: {edges}");
+    assert!(edges > 400, "{key}: {edges}");
 
     assert!(distance(&node_influence(graph), &of("influence")) < 1e-4, "{key}: influence");
     assert!(
