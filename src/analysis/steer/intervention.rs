@@ -106,7 +106,7 @@ impl Intervention {
                 max_norm: *max_norm,
             }));
         }
-        for transcoders in &self.transcoders {
+        if let Some(transcoders) = &self.transcoders {
             concepts.extend(transcoders.edits.iter().map(|&(layer, FeatureEdit { feature, .. })| Concept {
                 name: format!("feature {layer}/{feature}"),
                 at: transcoders.read_at(layer),
