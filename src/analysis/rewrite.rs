@@ -54,6 +54,17 @@ impl FeatureOp {
             Self::Ablate => None,
         }
     }
+
+    /// What it makes of an activation.
+    pub fn applied(self, activation: f32) -> f32 {
+        match self {
+            Self::Clamp(v) => v,
+            Self::Add(v) => activation + v,
+            Self::Scale(v) => activation * v,
+            Self::Ablate => 0.0,
+            Self::Cap(v) => activation.min(v),
+        }
+    }
 }
 
 /// A change of one feature. Several of one feature apply one after the other.

@@ -17,6 +17,7 @@ mod expect;
 mod feature_page;
 mod features;
 mod filter;
+mod graph;
 mod heads;
 mod heatmap;
 mod info;
@@ -31,10 +32,12 @@ mod probe_table;
 mod progress;
 mod prompts;
 mod render;
+mod replacement;
 mod report;
 mod run;
 mod steer;
 mod train_sae;
+mod train_transcoders;
 
 pub use render::Ui;
 
@@ -84,6 +87,8 @@ enum Command {
     Cache(cache::Args),
     /// Train a sparse autoencoder, or several at once, on cached activations or a running model's.
     TrainSae(Box<train_sae::Args>),
+    /// Train transcoders of all layers of a model in one pass, or a cross-layer transcoder.
+    TrainTranscoders(Box<train_transcoders::Args>),
     /// A page about a trained dictionary, or several compared: curves, densities, norms, settings.
     Report(report::Args),
     /// How good a dictionary is: reconstruction, sparsity, loss recovered, dead features.
@@ -100,6 +105,8 @@ enum Command {
     Heads(heads::Args),
     /// Generate text with features or vectors clamped, added, scaled, capped or removed; compare strengths.
     Steer(steer::Args),
+    /// Why the model said that: an attribution graph through the features of transcoders.
+    Graph(graph::Args),
     /// Linear probes: in which layers a label of texts can be read off, and the direction that does it.
     Probe(Box<probe::Args>),
 }
@@ -153,6 +160,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Run(args) => run::run(args, common, ui),
         Command::Cache(args) => cache::run(args, common, ui),
         Command::TrainSae(args) => train_sae::run(&args, common, ui),
+        Command::TrainTranscoders(args) => train_transcoders::run(&args, common, ui),
         Command::Report(args) => report::run(args, ui),
         Command::Eval(args) => eval::run(args, common, ui),
         Command::Convert(args) => convert::run(args, ui),
@@ -160,6 +168,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Lens(args) => lens::run(*args, common, ui),
         Command::Patch(args) => patch::run(&args, common, ui),
         Command::Heads(args) => heads::run(args, common, ui),
+        Command::Graph(args) => graph::run(args, common, ui),
         Command::Probe(args) => probe::run(*args, common, ui),
         Command::Steer(args) => steer::run(args, common, ui),
     }

@@ -44,7 +44,7 @@ pub(super) struct PromptArgs {
 
 /// Token ids, separated by commas or spaces, in brackets or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct TokenList(Vec<u32>);
+pub(super) struct TokenList(pub(super) Vec<u32>);
 
 impl FromStr for TokenList {
     type Err = String;
@@ -76,6 +76,12 @@ enum Contents {
 pub(super) struct Given(Vec<(String, Contents)>);
 
 impl PromptArgs {
+    /// A single prompt: a text, or token ids.
+    pub(super) fn of_one(text: Option<String>, tokens: Option<TokenList>) -> Self {
+        let (prompt, tokens) = (text.into_iter().collect(), tokens.into_iter().collect());
+        Self { prompt, prompt_file: Vec::new(), tokens, tokens_file: Vec::new() }
+    }
+
     /// The prompts of one file.
     pub(super) fn of_file(path: &Path) -> Self {
         Self { prompt: Vec::new(), prompt_file: vec![path.into()], tokens: Vec::new(), tokens_file: Vec::new() }

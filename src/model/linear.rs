@@ -1,6 +1,7 @@
 //! `y = x Wᵀ + b`, in the number type of the tensors or, on the CPU, with bf16 weights and sums in f32.
 
 use std::cell::OnceCell;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{D, DType, Device, Storage, Tensor};
@@ -213,6 +214,16 @@ impl Linear {
                 Ok(weight.and_then(|w| w.to_dtype(dtype))?)
             }
         }
+    }
+
+    /// The rows of weights `[n, in]` that make the outputs in `range`, in f32 where they are held as such.
+    pub(super) fn outputs(&self, range: Range<usize>) -> Result<Tensor> {
+        let (first, n) = (range.start, range.len());
+        Ok(match &self.weight {
+            Weight::Halved(half) => widened(&half.narrow(0, first, n)?)?,
+            Weight::Dense(weight) | Weight::Shared(weight, _) => weight.narrow(1, first, n)?.t()?.contiguous()?,
+            Weight::Packed(_) => self.weight(DType::F32)?.narrow(1, first, n)?.t()?.contiguous()?,
+        })
     }
 
     /// The `[out]` bias.

@@ -1,6 +1,6 @@
 //! What to read and what to change in a forward pass, said as data before anything is computed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use crate::base::{Error, Result};
 
 use super::config::ModelConfig;
 use super::hook::{HookPoint, Scope, Site};
+use super::relay::{self, Relay};
 
 /// A change that needs more than arithmetic with a constant, such as clamping a dictionary's feature.
 ///
@@ -43,6 +44,8 @@ pub enum EditOp {
     ProjectOut(Tensor),
     /// Anything else.
     Rewrite(Arc<dyn Rewrite>),
+    /// Anything that depends on values at earlier points of the pass.
+    Relay(Arc<dyn Relay>),
 }
 
 /// The positions an edit touches, counted from the sequence's start, cached positions included.
@@ -152,7 +155,11 @@ impl HookPlan {
             check_edit(edit, config)?;
         }
         let mut edits: BTreeMap<HookPoint, Vec<Edit>> = BTreeMap::new();
+        let mut relayed = BTreeSet::new();
         for edit in &self.edits {
+            if let EditOp::Relay(relay) = &edit.op {
+                relayed.extend(relay.reads());
+            }
             edits.entry(edit.at).or_default().push(edit.clone());
         }
         let last = self.captures.iter().map(|point| match point.site.scope() {
@@ -162,7 +169,7 @@ impl HookPlan {
             Scope::Final => Stop::FinalNorm,
         });
         let stop = if self.logits { Stop::Never } else { last.max().unwrap_or(Stop::Embedding) };
-        Ok(ResolvedPlan { captures: self.captures.clone(), edits, stop })
+        Ok(ResolvedPlan { captures: self.captures.clone(), edits, relayed, stop })
     }
 }
 
@@ -184,6 +191,8 @@ pub enum Stop {
 pub struct ResolvedPlan {
     pub(super) captures: Vec<HookPoint>,
     pub(super) edits: BTreeMap<HookPoint, Vec<Edit>>,
+    /// Points whose values edits at later points read.
+    pub(super) relayed: BTreeSet<HookPoint>,
     pub(super) stop: Stop,
 }
 
@@ -193,6 +202,9 @@ fn check_edit(edit: &Edit, config: &ModelConfig) -> Result<()> {
         why: why.into(),
         remedy: remedy.into(),
     };
+    if let EditOp::Relay(relay) = &edit.op {
+        return relay::check(edit, relay.as_ref(), config);
+    }
     let heads = edit.at.site.heads(config);
     match (edit.head, heads) {
         (Some(_), None) => {
@@ -229,7 +241,7 @@ fn check_edit(edit: &Edit, config: &ModelConfig) -> Result<()> {
         EditOp::Set(t) | EditOp::Add(t) if t.rank() > 1 => return Ok(()),
         EditOp::Set(t) | EditOp::Add(t) | EditOp::ProjectOut(t) => t.elem_count(),
         EditOp::Rewrite(rewrite) => rewrite.width(),
-        EditOp::Scale(_) | EditOp::Ablate => return Ok(()),
+        EditOp::Scale(_) | EditOp::Ablate | EditOp::Relay(_) => return Ok(()),
     };
     if given == width {
         return Ok(());

@@ -35,7 +35,7 @@ impl Model {
             Scope::Block => point.layer.is_some_and(|own| own < layer),
             Scope::Final => false,
         };
-        if let Some(point) = plan.captures.iter().chain(plan.edits.keys()).find(before) {
+        if let Some(point) = plan.captures.iter().chain(plan.edits.keys()).chain(&plan.relayed).find(before) {
             return Err(Error::Unsupported {
                 what: format!("{point} in a pass that begins with layer {layer}"),
                 why: "the point lies before it".into(),

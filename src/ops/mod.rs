@@ -14,4 +14,4 @@ mod vector;
 
 pub use gemm::Matrix;
 pub use sparse::Element;
-pub use vector::{AdamStep, Work, adam, add_scaled, dot, squared_norm, widest};
+pub use vector::{AdamStep, Work, adam, add_scaled, dot, dots, squared_norm, widest};

@@ -190,7 +190,7 @@ pub(super) fn fetch_row<T>(row: &[T]) {
 
 vectorised! {
     /// The dot products of `y` with every row of `rows`, four at a time.
-    pub(super) fn dots(rows: &[f32], y: &[f32], out: &mut [f32]) {
+    pub fn dots(rows: &[f32], y: &[f32], out: &mut [f32]) {
         let k = y.len();
         let (fours, rest) = out.as_chunks_mut::<4>();
         let (rows_of_fours, rows_of_rest) = rows.split_at(fours.len() * 4 * k);

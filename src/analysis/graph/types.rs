@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::{Error, Result};
+
 /// An attribution graph of one prompt: what caused the targets' logits, through which features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Graph {
@@ -57,6 +59,9 @@ pub struct GraphSettings {
     pub node_threshold: f64,
     /// Share of influence that the kept edges have.
     pub edge_threshold: f64,
+    /// Positions from the start whose features and errors are left out: the attention sink. 4 for Gemma 3's chat models,
+    /// whose prompts begin with a fixed turn.
+    pub zero_positions: usize,
 }
 
 impl Default for GraphSettings {
@@ -68,6 +73,25 @@ impl Default for GraphSettings {
             max_feature_nodes: 7500,
             node_threshold: 0.8,
             edge_threshold: 0.98,
+            zero_positions: 1,
+        }
+    }
+}
+
+impl GraphSettings {
+    /// Checks that the numbers make sense.
+    ///
+    /// # Errors
+    /// `Flag` naming the one that does not.
+    pub fn check(&self) -> Result<()> {
+        let counts = [("--batch-size", self.batch_size), ("--max-feature-nodes", self.max_feature_nodes)];
+        if let Some((flag, n)) = counts.into_iter().find(|(_, n)| *n == 0) {
+            return Err(Error::flag(flag, "1 or more", n, "leave it out for the default"));
+        }
+        let shares = [("--node-threshold", self.node_threshold), ("--edge-threshold", self.edge_threshold)];
+        match shares.into_iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
+            Some((flag, share)) => Err(Error::flag(flag, "a share from 0 to 1", share, "leave it out for the default")),
+            None => Ok(()),
         }
     }
 }
@@ -136,7 +160,7 @@ pub struct Edge {
     pub target: usize,
     /// What the source contributes to the target's pre-activation or logit.
     pub weight: f32,
-    /// What taking the source away changed there, measured with patterns and norms held.
+    /// How much went there when the source was taken away, measured with patterns, norms and MLP outputs held.
     pub measured: Option<f32>,
 }
 
@@ -167,29 +191,52 @@ pub struct GraphReport {
 }
 
 /// Predicted against measured effects of the strongest nodes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Verification {
-    /// Effects compared.
+    /// Edges that were measured ([`Edge::measured`]): their source was taken away with patterns, norms and everything
+    /// that MLPs add held.
+    #[serde(default)]
+    pub edges: usize,
+    /// The largest `|measured − weight|` of these edges, relative to the strongest edge into the same target. Edges are
+    /// exact there, so that more than rounding is an error.
+    #[serde(default)]
+    pub largest_edge_error: Option<f64>,
+    /// Total effects compared, of features and errors on targets.
     pub effects: usize,
-    /// Pearson's correlation with patterns and norms held, where the graph is exact.
+    /// Pearson's correlation of predicted total effects with those measured in the local replacement model: patterns,
+    /// norms and errors held, features free to follow. The graph is exact there but for features that switch on or off
+    /// and for what pruning left out.
     pub frozen_correlation: Option<f64>,
-    /// The same on the targets in the free model, where it is an approximation.
+    /// The same with patterns and norms held and the model's own MLPs in place of features.
+    #[serde(default)]
+    pub mlp_correlation: Option<f64>,
+    /// The same in the free model, where the graph is an approximation.
     pub free_correlation: Option<f64>,
-    /// One entry a node that was ablated.
+    /// One entry a node that was taken away and target, node by node.
     pub nodes: Vec<VerifiedNode>,
 }
 
-/// A node's total effect on the first target: as the graph predicts, and as measured.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// A node's total effect on a target, as the graph predicts it and as measured: how much of the target's value goes when
+/// the node is taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct VerifiedNode {
     /// Index in [`Graph::nodes`].
     pub node: usize,
+    /// Index of the target there.
+    #[serde(default)]
+    pub target: usize,
     /// By the graph: the sum over all paths.
     pub predicted: f64,
-    /// Measured with patterns and norms held and later features free to follow.
+    /// Measured with patterns, norms and errors held and later features free to follow.
     pub frozen: f64,
+    /// Measured with patterns and norms held, and the model's own MLPs.
+    #[serde(default)]
+    pub mlps: f64,
     /// Measured in the free model.
     pub free: f64,
+    /// Features that switched on or off where they were free to follow: the graph, which is linear, cannot know that.
+    #[serde(default)]
+    pub switched: usize,
 }
 
 impl Node {

@@ -10,6 +10,7 @@ use crate::dictionary::{SetConfig, SetKind, TranscoderSet};
 use crate::interop::{self, Format, OpenedSet, SetFormat};
 
 use super::super::Outcome;
+use super::super::open;
 use super::super::render::{Table, Ui, thousands};
 use super::TOLERANCE;
 
@@ -37,10 +38,7 @@ struct Report<'a> {
 
 pub(super) fn run(reference: &str, to: Format, out: &Path, model_name: Option<&str>, ui: &Ui) -> Result<Outcome> {
     let format = SetFormat::of(to)?;
-    let OpenedSet { set, format: from, path, notes } = interop::open_set_with(reference, ui.progress())?;
-    for note in &notes {
-        ui.say(format!("{reference}: {note}"));
-    }
+    let OpenedSet { set, format: from, path, notes } = open::transcoder_set(reference, ui)?;
     let set = match model_name {
         Some(name) => set.with_model_name(name),
         None => set,

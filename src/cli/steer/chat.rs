@@ -10,7 +10,7 @@ use crate::data::{ChatTemplate, Message, ModelFiles};
 use super::args::ChatArgs;
 
 /// A chat template with what stands before the user's message.
-pub(super) struct Conversation {
+pub(in crate::cli) struct Conversation {
     template: ChatTemplate,
     system: Option<String>,
 }
@@ -19,7 +19,7 @@ pub(super) struct Conversation {
 ///
 /// # Errors
 /// As [`ChatTemplate::of`].
-pub(super) fn template(args: &ChatArgs, files: &ModelFiles) -> Result<Option<Conversation>> {
+pub(in crate::cli) fn template(args: &ChatArgs, files: &ModelFiles) -> Result<Option<Conversation>> {
     if !args.chat {
         return Ok(None);
     }
@@ -31,7 +31,7 @@ impl Conversation {
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
-    pub(super) fn render(&self, text: &str) -> Result<String> {
+    pub(in crate::cli) fn render(&self, text: &str) -> Result<String> {
         let system = self.system.iter().map(|text| Message::new("system", text));
         let messages: Vec<Message> = system.chain([Message::new("user", text)]).collect();
         self.template.render(&messages)

@@ -1,11 +1,13 @@
 //! Feature indexes as other programs show them: Neuronpedia's export layout, `SAEDashboard`'s batches, and the files of
-//! circuit-tracer's feature panel. Written only; what comes back from people are labels, which the index reads itself.
+//! circuit-tracer's feature panel; and attribution graphs. Features are written only: what comes back from people are
+//! labels, which the index reads itself. Graphs are read, too.
 //!
 //! | target | files |
 //! | --- | --- |
 //! | [`export::write`] | `MODEL/LAYER-SET/{release,model,sourceset,source}.jsonl`, `{features,activations,explanations}/batch-N.jsonl.gz` |
 //! | [`dashboard::write`] | `batch-N.json`, `skipped_indexes.json` |
 //! | [`panel::write`] | `features/SET/NUMBER.json` |
+//! | [`graph::write`] | `SLUG.json`, `graph-metadata.json`; read, too |
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,7 @@ use crate::model::hook::Scope;
 
 pub mod dashboard;
 pub mod export;
+pub mod graph;
 pub mod panel;
 
 /// An index, read feature by feature.

@@ -55,6 +55,16 @@ pub fn pair(layer: usize, feature: u32) -> u64 {
     (layer + feature) * (layer + feature + 1) / 2 + feature
 }
 
+/// The layer and feature that [`pair`] joined.
+pub fn unpair(z: u64) -> (usize, u32) {
+    let triangle = |w: u64| u128::from(w) * (u128::from(w) + 1) / 2;
+    let near = ((8.0 * z as f64 + 1.0).sqrt() as u64).saturating_sub(1) / 2;
+    // The root of a large number may be off by one.
+    let w = (near.saturating_sub(1)..=near + 1).rev().find(|w| triangle(*w) <= u128::from(z)).unwrap_or(near);
+    let feature = u128::from(z).saturating_sub(triangle(w)) as u64;
+    (w.saturating_sub(feature) as usize, feature as u32)
+}
+
 /// Writes every feature into `features/SET` under `dir` and gives that directory back.
 ///
 /// # Errors
@@ -181,12 +191,13 @@ mod tests {
 
     #[test]
     fn layer_and_feature_pair_into_one_number_that_comes_apart_again() {
-        for (layer, feature) in [(0usize, 0u32), (2, 1), (25, 16_383), (61, 131_071)] {
+        for (layer, feature) in [(0usize, 0u32), (2, 1), (25, 16_383), (61, 131_071), (0, 131_071), (125, 4_194_303)] {
             let z = pair(layer, feature);
             // As the page takes it apart.
             let w = (((8 * z + 1) as f64).sqrt() - 1.0) as u64 / 2;
             let y = z - w * (w + 1) / 2;
             assert_eq!(((w - y) as usize, y as u32), (layer, feature));
+            assert_eq!(unpair(z), (layer, feature));
         }
     }
 

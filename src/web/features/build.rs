@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::block::deflated;
 use super::tables::Tables;
 use super::text::{Quoted, Words};
 use crate::analysis::feature::labels::Label;
@@ -13,6 +12,7 @@ use crate::analysis::feature::record::ExampleRecord;
 use crate::analysis::feature::{FeatureRecord, IndexHeader};
 use crate::base::progress::Unit;
 use crate::base::{Error, Progress, Result};
+use crate::web::block::deflated;
 use crate::web::text::{short, thousands};
 
 /// Features of one block.

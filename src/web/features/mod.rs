@@ -19,9 +19,9 @@ use crate::analysis::feature::{FeatureRecord, IndexHeader};
 use crate::base::artifact::write_atomic_with;
 use crate::base::{Progress, Result};
 
+use super::block;
 use super::markup::Element;
 
-mod block;
 mod build;
 mod tables;
 mod text;
@@ -30,10 +30,12 @@ use block::base64;
 use build::Blocks;
 pub use build::PageSettings;
 
-const STYLE: &str = include_str!("features.css");
+const STYLE: &str = concat!(include_str!("../theme.css"), include_str!("features.css"));
 const BODY: &str = include_str!("page.html");
 const SCRIPT: &str = concat!(
     "\"use strict\";(()=>{\n",
+    include_str!("../blocks.js"),
+    include_str!("../dom.js"),
     include_str!("data.js"),
     include_str!("search.js"),
     include_str!("list.js"),

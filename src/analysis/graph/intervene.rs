@@ -1,0 +1,375 @@
+//! Changing transcoder features in a run: circuit-tracer's `feature_intervention`.
+//!
+//! ```text
+//! out_l' += Σ_f (target_f(a) − a) W_dec[f → l']        for every layer l' that f writes to
+//! ```
+//!
+//! `a` is the feature's activation: its current one, so that a later feature follows what was done to an earlier one,
+//! or where outputs of MLPs are held ([`Hold::Layers`]) that of the clean run, so that nothing follows.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+
+use crate::analysis::FeatureOp;
+use crate::base::{Context, Error, Result};
+use crate::dictionary::{Activation, TranscoderSet};
+use crate::model::{Edit, EditOp, HookPlan, HookPoint, Model, Positions, Relay, Run};
+
+use super::frozen_run::{FrozenRun, Hold, input, output, rows};
+
+/// What is done to a feature of a layer at some positions. Several changes of one feature at one position apply one
+/// after the other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeatureChange {
+    /// The layer that the feature reads.
+    pub layer: usize,
+    /// Its number.
+    pub feature: u32,
+    /// Where. `From` and `All` reach positions that are generated later, too.
+    pub positions: Positions,
+    /// What.
+    pub op: FeatureOp,
+}
+
+impl fmt::Display for FeatureChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { layer, feature, positions, op } = self;
+        let name = format!("feature {feature} of layer {layer}");
+        match op {
+            FeatureOp::Clamp(v) => write!(f, "set {name} to {v}")?,
+            FeatureOp::Add(v) => write!(f, "add {v} to {name}")?,
+            FeatureOp::Scale(v) => write!(f, "scale {name} by {v}")?,
+            FeatureOp::Ablate => write!(f, "ablate {name}")?,
+            FeatureOp::Cap(v) => write!(f, "cap {name} at {v}")?,
+        }
+        match positions {
+            Positions::All => Ok(()),
+            Positions::From(start) => write!(f, " from position {start} on"),
+            Positions::List(list) => {
+                let list: Vec<String> = list.iter().map(ToString::to_string).collect();
+                write!(f, " at position{} {}", if list.len() == 1 { "" } else { "s" }, list.join(", "))
+            }
+        }
+    }
+}
+
+/// Checks that the features exist in a set and strengths are finite.
+///
+/// # Errors
+/// `Flag` naming what is wrong.
+pub fn check_changes(changes: &[FeatureChange], set: &TranscoderSet) -> Result<()> {
+    let (layers, features) = (set.config().n_layers, set.config().d_transcoder);
+    if changes.is_empty() {
+        return Err(Error::flag("--feature", "at least one feature", "none", "name one as LAYER/FEATURE@POSITION"));
+    }
+    for change in changes {
+        if change.layer >= layers || change.feature as usize >= features {
+            let expected = format!("layers 0 to {} and features 0 to {}", layers - 1, features - 1);
+            let found = format!("{}/{}", change.layer, change.feature);
+            return Err(Error::flag("--feature", expected, found, "name a feature as LAYER/FEATURE@POSITION"));
+        }
+        if let Some(v) = change.op.value().filter(|v| !v.is_finite()) {
+            let remedy = "a few times the feature's activation is a usual strength";
+            return Err(Error::flag("--feature", "finite strengths", v, remedy));
+        }
+    }
+    Ok(())
+}
+
+/// `plan`, and the changes made with current activations, also while text is generated. Features count as absent on the
+/// first `zero_positions` positions.
+///
+/// # Errors
+/// As [`check_changes`]; when weights cannot be read.
+pub fn live_plan(
+    plan: HookPlan,
+    set: &Arc<TranscoderSet>,
+    changes: &[FeatureChange],
+    zero_positions: usize,
+    model: &Model,
+) -> Result<HookPlan> {
+    check_changes(changes, set)?;
+    set.check_model(model.config())?;
+    with_relays(plan, set, changes, zero_positions, model)
+}
+
+fn with_relays(
+    plan: HookPlan,
+    set: &Arc<TranscoderSet>,
+    changes: &[FeatureChange],
+    zero_positions: usize,
+    model: &Model,
+) -> Result<HookPlan> {
+    let mut writers: BTreeMap<usize, Vec<Reader>> = BTreeMap::new();
+    for (layer, own) in by_layer(changes) {
+        for to in set.writes_to(layer) {
+            writers.entry(to).or_default().push(Reader::new(set, layer, to, &own, model)?);
+        }
+    }
+    Ok(writers.into_iter().fold(plan, |plan, (to, readers)| {
+        let reads = readers.iter().map(|reader| input(set, reader.layer)).collect();
+        let relay = FeatureRelay { set: Arc::clone(set), readers, reads, zero_positions };
+        plan.edit(Edit::new(output(set, to), EditOp::Relay(Arc::new(relay))))
+    }))
+}
+
+fn by_layer(changes: &[FeatureChange]) -> BTreeMap<usize, Vec<FeatureChange>> {
+    let mut layers: BTreeMap<usize, Vec<FeatureChange>> = BTreeMap::new();
+    for change in changes {
+        layers.entry(change.layer).or_default().push(change.clone());
+    }
+    layers
+}
+
+/// The changes of one layer's features as they are written to one layer.
+#[derive(Debug)]
+struct Reader {
+    layer: usize,
+    changes: Vec<FeatureChange>,
+    /// Distinct features in order of first mention.
+    features: Vec<u32>,
+    /// Their decoder rows to the layer written to, `[k, d]`.
+    decoder: Tensor,
+}
+
+impl Reader {
+    fn new(set: &TranscoderSet, layer: usize, to: usize, changes: &[FeatureChange], model: &Model) -> Result<Self> {
+        let features = distinct(changes);
+        let rows = set.decoder_rows(layer, to, &features)?;
+        let decoder = Tensor::from_vec(rows, (features.len(), set.config().d_model), model.device())
+            .during(|| "preparing an intervention".into())?;
+        Ok(Self { layer, changes: changes.to_vec(), features, decoder })
+    }
+
+    /// The change of activations, `[n, k]`, where `activations` are the current ones at the positions from `offset` on of
+    /// `s` each.
+    fn steps(&self, activations: &[f32], s: usize, offset: usize) -> Vec<f32> {
+        let k = self.features.len().max(1);
+        let rows = activations.chunks_exact(k).enumerate();
+        rows.flat_map(|(row, values)| {
+            let position = offset + row % s.max(1);
+            self.features
+                .iter()
+                .zip(values)
+                .map(move |(feature, &a)| step(self.changes.iter().filter(|c| c.feature == *feature), position, a))
+        })
+        .collect()
+    }
+}
+
+fn distinct(changes: &[FeatureChange]) -> Vec<u32> {
+    let mut features = Vec::new();
+    for change in changes {
+        if !features.contains(&change.feature) {
+            features.push(change.feature);
+        }
+    }
+    features
+}
+
+/// What `changes` of one feature make of activation `a` at `position`, less `a`.
+fn step<'a>(changes: impl Iterator<Item = &'a FeatureChange>, position: usize, a: f32) -> f32 {
+    changes.filter(|c| c.positions.contain(position)).fold(a, |value, change| change.op.applied(value)) - a
+}
+
+/// Writes the changes of features to one layer, from their current activations.
+#[derive(Debug)]
+struct FeatureRelay {
+    set: Arc<TranscoderSet>,
+    readers: Vec<Reader>,
+    reads: Vec<HookPoint>,
+    zero_positions: usize,
+}
+
+impl Relay for FeatureRelay {
+    fn reads(&self) -> &[HookPoint] {
+        &self.reads
+    }
+
+    fn width(&self) -> usize {
+        self.set.config().d_model
+    }
+
+    fn describe(&self) -> String {
+        let changes = self.readers.iter().flat_map(|reader| &reader.changes);
+        changes.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    fn relay(&self, x: &Tensor, read: &[&Tensor], offset: usize) -> Result<Tensor> {
+        let (b, s, d) = x.dims3()?;
+        let mut sum = x.to_dtype(DType::F32)?.reshape((b * s, d))?;
+        for (reader, input) in self.readers.iter().zip(read) {
+            let mut activations = activations(&self.set, reader.layer, &rows(input)?, &reader.features)?;
+            let k = reader.features.len();
+            for (row, values) in activations.chunks_exact_mut(k.max(1)).enumerate() {
+                if offset + row % s.max(1) < self.zero_positions {
+                    values.fill(0.0);
+                }
+            }
+            let steps = Tensor::from_vec(reader.steps(&activations, s, offset), (b * s, k), x.device())?;
+            sum = (sum + steps.matmul(&reader.decoder)?)?;
+        }
+        Ok(sum.reshape((b, s, d))?.to_dtype(x.dtype())?)
+    }
+}
+
+/// Activations of `features` `[n, k]` for inputs `x` `[n, d]`. Where features do not compete only theirs are computed.
+pub(crate) fn activations(set: &TranscoderSet, layer: usize, x: &[f32], features: &[u32]) -> Result<Vec<f32>> {
+    let threshold = |feature: &u32| match set.activation(layer) {
+        Ok(Activation::Relu) => Some(0.0),
+        Ok(Activation::JumpRelu(jump)) => Some(jump.threshold.get(*feature as usize)?.max(0.0)),
+        Ok(Activation::JumpIdentity(jump)) => jump.threshold.get(*feature as usize).copied(),
+        _ => None,
+    };
+    if let Some(thresholds) = features.iter().map(threshold).collect::<Option<Vec<f32>>>() {
+        let mut values = set.pre_activations(layer, x, features)?;
+        for row in values.chunks_exact_mut(features.len().max(1)) {
+            let silent = row.iter_mut().zip(&thresholds).filter(|(pre, threshold)| **pre <= **threshold);
+            silent.for_each(|(pre, _)| *pre = 0.0);
+        }
+        return Ok(values);
+    }
+    let codes = set.encode(layer, x)?;
+    let of = |row: usize, feature: &u32| {
+        let (active, values) = codes.row(row);
+        active.binary_search(feature).ok().and_then(|i| values.get(i)).copied().unwrap_or_default()
+    };
+    Ok((0..codes.rows()).flat_map(|row| features.iter().map(move |f| of(row, f))).collect())
+}
+
+/// A run with features changed.
+#[derive(Debug)]
+pub struct ChangedRun {
+    set: Arc<TranscoderSet>,
+    /// Logits, and what features read.
+    pub run: Run,
+}
+
+impl ChangedRun {
+    /// Logits of all positions, `[s, v]`.
+    ///
+    /// # Errors
+    /// When the tensor cannot be read.
+    pub fn logits(&self) -> Result<Vec<f32>> {
+        rows(self.run.logits()?)
+    }
+
+    /// Pre-activations `[s, k]` of some features of a layer.
+    ///
+    /// # Errors
+    /// When weights cannot be read.
+    pub fn pre_activations(&self, layer: usize, features: &[u32]) -> Result<Vec<f32>> {
+        self.set.pre_activations(layer, &rows(self.run.captured(input(&self.set, layer))?)?, features)
+    }
+
+    /// Activations `[s, k]` of some features of a layer, before any change of their own.
+    ///
+    /// # Errors
+    /// When weights cannot be read.
+    pub fn activations(&self, layer: usize, features: &[u32]) -> Result<Vec<f32>> {
+        activations(&self.set, layer, &rows(self.run.captured(input(&self.set, layer))?)?, features)
+    }
+}
+
+impl FrozenRun<'_> {
+    /// The plan of an intervention on the prompt.
+    ///
+    /// # Errors
+    /// As [`check_changes`]; when weights cannot be read.
+    pub fn plan(&self, changes: &[FeatureChange], hold: &Hold) -> Result<HookPlan> {
+        check_changes(changes, &self.set)?;
+        let held = self.held(hold)?;
+        let Hold::Layers(_) = hold else {
+            return with_relays(held, &self.set, changes, self.zero_positions, self.model);
+        };
+        let layers = hold.layers(self.model.config().n_layers);
+        let mut plan = self.with_skips(held, layers.clone())?;
+        for to in layers {
+            if let Some(sum) = self.fixed_steps(changes, to)? {
+                plan = plan.edit(Edit::new(output(&self.set, to), EditOp::Add(sum)));
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Runs the prompt with features changed; what features of all layers read is captured.
+    ///
+    /// # Errors
+    /// As [`FrozenRun::plan`] and [`Model::forward`].
+    pub fn intervene(&self, changes: &[FeatureChange], hold: &Hold) -> Result<ChangedRun> {
+        let inputs = (0..self.model.config().n_layers).map(|layer| input(&self.set, layer));
+        let plan = inputs.fold(self.plan(changes, hold)?.with_logits(), HookPlan::capture);
+        let run = self.model.forward(&self.model.tokens(&[&self.tokens])?, &plan)?;
+        Ok(ChangedRun { set: Arc::clone(&self.set), run })
+    }
+
+    /// What the changes add to layer `to` when they start from the clean run's activations, `[1, s, d]`; `None` where
+    /// nothing.
+    fn fixed_steps(&self, changes: &[FeatureChange], to: usize) -> Result<Option<Tensor>> {
+        let (s, mut sum) = (self.positions(), None);
+        for (layer, own) in by_layer(changes) {
+            if !self.set.writes_to(layer).contains(&to) {
+                continue;
+            }
+            let reader = Reader::new(&self.set, layer, to, &own, self.model)?;
+            let clean = (0..s).flat_map(|p| reader.features.iter().map(move |&f| self.activation(layer, p, f)));
+            let steps = reader.steps(&clean.collect::<Vec<_>>(), s, 0);
+            let steps = Tensor::from_vec(steps, (s, reader.features.len()), self.model.device())?;
+            let added = steps.matmul(&reader.decoder)?.unsqueeze(0)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + added)?,
+                None => added,
+            });
+        }
+        Ok(sum)
+    }
+
+    /// Lets linear skips pass on the change of what they read.
+    pub(super) fn with_skips(&self, plan: HookPlan, layers: std::ops::Range<usize>) -> Result<HookPlan> {
+        layers.into_iter().try_fold(plan, |plan, layer| {
+            let Some(weight) = self.set.skip(layer)? else { return Ok(plan) };
+            let d = self.set.config().d_model;
+            let weight = Tensor::from_vec(weight, (d, d), self.model.device()).and_then(|w| w.t()?.contiguous());
+            let relay = SkipRelay {
+                reads: [input(&self.set, layer)],
+                clean: self.clean.captured(input(&self.set, layer))?.to_dtype(DType::F32)?,
+                weight: weight.during(|| "preparing a linear skip".into())?,
+            };
+            Ok(plan.edit(Edit::new(output(&self.set, layer), EditOp::Relay(Arc::new(relay)))))
+        })
+    }
+}
+
+/// Adds what a linear skip makes of the change of its input.
+#[derive(Debug)]
+struct SkipRelay {
+    reads: [HookPoint; 1],
+    /// The input in the clean run, `[1, s, d]`.
+    clean: Tensor,
+    /// `W_skip^T`
+    weight: Tensor,
+}
+
+impl Relay for SkipRelay {
+    fn reads(&self) -> &[HookPoint] {
+        &self.reads
+    }
+
+    fn width(&self) -> usize {
+        self.weight.dims().last().copied().unwrap_or_default()
+    }
+
+    fn describe(&self) -> String {
+        format!("the change of the linear skip from {}", self.reads[0])
+    }
+
+    fn relay(&self, x: &Tensor, read: &[&Tensor], _: usize) -> Result<Tensor> {
+        let change = read[0].to_dtype(DType::F32)?.broadcast_sub(&self.clean)?;
+        let (b, s, d) = change.dims3()?;
+        let added = change.reshape((b * s, d))?.matmul(&self.weight)?.reshape(x.shape())?;
+        Ok((x.to_dtype(DType::F32)? + added)?.to_dtype(x.dtype())?)
+    }
+}

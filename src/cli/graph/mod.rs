@@ -1,0 +1,169 @@
+//! `mechinterp graph`
+
+mod args;
+pub(super) mod changes;
+mod intervene;
+mod pictures;
+mod show;
+mod summary;
+
+use std::time::SystemTime;
+
+use clap::ArgMatches;
+
+use crate::analysis::graph::{About, Graph, LayerIndexes, Traced, VerifySettings, check_prompt, trace, verify};
+use crate::base::{DtypeChoice, Error, Result};
+use crate::data::tokenizer::{BosPolicy, Tokenizer};
+use crate::interop::neuronpedia::graph::{GraphState, Publication, write, write_features};
+
+use super::open::{self, Opened};
+use super::prompts::{Prompt, PromptArgs};
+use super::render::Ui;
+use super::steer::template;
+use super::{Common, Outcome};
+
+use self::args::TraceArgs;
+
+/// How far rows may be from their sums, relative to their largest term, where all numbers are f32.
+const ROW_ERROR: f64 = 1e-3;
+/// The same with weights or activations of fewer bits.
+const COARSE_ROW_ERROR: f64 = 0.1;
+/// How prompts of Gemma 3's chat models begin: a fixed turn.
+const GEMMA_3_TURN: [u32; 4] = [2, 105, 2364, 107];
+
+/// Arguments of `graph`: those of tracing, or a subcommand with its own.
+#[derive(Debug)]
+pub(super) enum Args {
+    Trace(Box<TraceArgs>),
+    Intervene(Box<intervene::Args>),
+    Show(show::Args),
+}
+
+impl clap::FromArgMatches for Args {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        match matches.subcommand() {
+            Some((intervene::NAME, matches)) => {
+                intervene::Args::from_arg_matches(matches).map(|args| Self::Intervene(Box::new(args)))
+            }
+            Some((show::NAME, matches)) => show::Args::from_arg_matches(matches).map(Self::Show),
+            _ => TraceArgs::from_arg_matches(matches).map(|args| Self::Trace(Box::new(args))),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for Args {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let intervene = clap::Command::new(intervene::NAME).about(intervene::ABOUT);
+        let show = clap::Command::new(show::NAME).about(show::ABOUT);
+        TraceArgs::augment_args(command)
+            .subcommand(intervene::Args::augment_args(intervene))
+            .subcommand(show::Args::augment_args(show))
+            .args_conflicts_with_subcommands(true)
+            .subcommand_negates_reqs(true)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
+    match args {
+        Args::Trace(args) => run_trace(*args, common, ui),
+        Args::Intervene(args) => intervene::run(&args, common, ui),
+        Args::Show(args) => show::run(&args, ui),
+    }
+}
+
+fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
+    args.output.out.iter().try_for_each(|file| open::check_writable(file))?;
+    args.output.pictures.check()?;
+    args.size.settings(&args.targets, false).check()?;
+    let given = PromptArgs::of_one(args.prompt.clone(), args.tokens.clone()).read()?;
+    let indexes = LayerIndexes::open(&args.labels)?;
+    let files = open::locate(&args.model, ui)?;
+    // What can be wrong without the weights is found before they are read.
+    let config = open::config(&files)?;
+    let template = template(&args.chat, &files)?;
+    let set = open::transcoders(&args.transcoders, &args.model, args.force, ui)?;
+    set.check_model(&config)?;
+    let tokenizer = open::tokenizer(&files, &config)?;
+    let texts = given.texts();
+    let (given, bos) = match &template {
+        Some(template) => (given.rendered(|text| template.render(text))?, BosPolicy::Never),
+        None => (given, args.reading.bos()),
+    };
+    let prompts = given.encode(&tokenizer, bos, &config)?;
+    let Some(Prompt { tokens, .. }) = prompts.into_iter().next() else {
+        return Err(Error::flag("--prompt", "one prompt", "none", "write some text"));
+    };
+    let settings = args.size.settings(&args.targets, tokens.starts_with(&GEMMA_3_TURN));
+    check_prompt(&config, tokens.len(), settings.batch_size)?;
+    let choice = args.targets.choice(&tokenizer, &tokens, ui)?;
+    if settings.zero_positions > 0 && !starts_with_special(&tokenizer, &tokens) {
+        ui.progress().warn("the prompt does not begin with a special token; features of its first token are left out");
+    }
+    let opened = open::open_files(&files, args.reading.dtype, common.device)?;
+    let prompt = match texts.into_iter().next().flatten() {
+        Some(text) => text,
+        None => tokenizer.decode(&tokens)?,
+    };
+    let about = About { prompt, model: args.model.clone(), text: &|token| tokenizer.piece(token) };
+    let traced = trace(&opened.model, &set, &tokens, &choice, &settings, &about, ui.progress())?;
+    let Traced { mut graph, attribution, context } = traced;
+    drop(context);
+    if args.check.verify {
+        let settings = VerifySettings { nodes: args.check.verify_nodes, ..VerifySettings::default() };
+        verify(&opened.model, &set, &mut graph, Some(&attribution), settings, ui.progress())?;
+    }
+    finish(&args, graph, &indexes, &opened, ui)
+}
+
+/// Whether the first token is one that stands in no text.
+fn starts_with_special(tokenizer: &Tokenizer, tokens: &[u32]) -> bool {
+    tokens.first().is_some_and(|&first| tokenizer.special_ids().contains(&first))
+}
+
+/// Names, writes and prints the graph.
+fn finish(args: &TraceArgs, mut graph: Graph, indexes: &LayerIndexes, opened: &Opened, ui: &Ui) -> Result<Outcome> {
+    indexes.name(&mut graph)?;
+    let created_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|t| t.as_millis() as u64);
+    let (state, out) = (GraphState::default(), args.output.out.as_deref());
+    let named = out.or(args.output.pictures.html()).and_then(|file| file.file_stem());
+    let slug = named.map_or("graph".into(), |stem| stem.to_string_lossy());
+    let mut publication = Publication { graph: &graph, state: &state, slug: &slug, scan: None, created_ms };
+    let scan;
+    if let Some(file) = out {
+        let dir = file.parent().unwrap_or(std::path::Path::new("."));
+        scan = if indexes.is_empty() { None } else { write_features(dir, &graph, indexes, ui.progress())? };
+        publication.scan = scan.as_deref();
+        write(file, &publication)?;
+        ui.say(format!("wrote {}", file.display()));
+    }
+    args.output.pictures.write(&publication, indexes, ui)?;
+    if ui.json() {
+        ui.out_json(&graph)?;
+    } else {
+        summary::summary(&graph, ui)?;
+    }
+    Ok(checked(&graph, args.reading.dtype, opened, ui))
+}
+
+/// Whether rows sum to what they explain.
+fn checked(graph: &Graph, dtype: DtypeChoice, opened: &Opened, ui: &Ui) -> Outcome {
+    let exact = dtype == DtypeChoice::F32 && opened.model.device().is_cpu();
+    let limit = if exact { ROW_ERROR } else { COARSE_ROW_ERROR };
+    let worst = graph.report.largest_row_error;
+    if worst <= limit {
+        return Outcome::Done;
+    }
+    ui.progress().warn(&format!(
+        "the inputs of a node do not sum to its value: off by {worst:.1e} of the largest, more than {limit:.0e}; do not trust this graph"
+    ));
+    Outcome::No
+}
