@@ -30,4 +30,5 @@ mod patch;
 mod probe;
 mod real_model;
 mod steer;
+mod transcoders;
 mod weights;
