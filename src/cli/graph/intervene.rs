@@ -336,7 +336,7 @@ impl Report {
         }
         ui.out(format!("{} {}", paint(DIM, "held  "), self.held))?;
         ui.out("")?;
-        let mut table = Table::new(&["next token", ">before", ">after", ">logit", ">after", ""]);
+        let mut table = Table::new(&["next token", ">before", ">after", ">logit before", ">after", ""]);
         for answer in &self.answers {
             let Answer { text, probability, logit, target, .. } = answer;
             let rise = probability.1 - probability.0;
