@@ -1,7 +1,8 @@
 //! `mechinterp graph`
 
 mod args;
-pub(super) mod changes;
+mod changed;
+mod changes;
 mod intervene;
 
 use std::time::SystemTime;
