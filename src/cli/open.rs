@@ -10,7 +10,7 @@ use crate::data::hub::{ModelFiles, locate_model};
 use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
 use crate::demo::built_in;
 use crate::dictionary::{Dictionary, TranscoderSet};
-use crate::interop::{self, Format};
+use crate::interop::{self, Format, OpenedSet};
 use crate::model::{HookPlan, Model, ModelConfig, family, weights};
 use crate::ops::bf16::Kernel;
 use crate::store::CacheReader;
@@ -114,13 +114,22 @@ pub(crate) fn dictionary(path: &Path, ui: &Ui) -> Result<Dictionary> {
     Ok(dictionary)
 }
 
+/// Opens a transcoder set of any known format; says which one it is and what its files leave open.
+pub(crate) fn transcoder_set(reference: &str, ui: &Ui) -> Result<OpenedSet> {
+    let opened = interop::open_set_with(reference, ui.progress())?;
+    for note in &opened.notes {
+        ui.say(format!("{reference}: {note}"));
+    }
+    ui.say(format!("{reference}: {}", opened.set.summary()));
+    Ok(opened)
+}
+
 /// Opens a transcoder set of any known format; says what its files leave open.
 ///
 /// # Errors
 /// As [`interop::open_set_with`]; `Mismatch` when it names another model, unless forced.
 pub(crate) fn transcoders(reference: &str, model: &str, force: ForceArgs, ui: &Ui) -> Result<Arc<TranscoderSet>> {
-    let opened = interop::open_set_with(reference, ui.progress())?;
-    opened.notes.iter().for_each(|note| ui.say(format!("{reference}: {note}")));
+    let opened = transcoder_set(reference, ui)?;
     if let Some(own) = &opened.set.config().model_name
         && compare_models(own, model) == Some(false)
     {

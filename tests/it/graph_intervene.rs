@@ -195,7 +195,7 @@ fn open_ended_interventions_reach_generated_text() {
         let plan = live_plan(HookPlan::new(), transcoders, &golden.changes(set, prompt.len()), 1, model).unwrap();
         let ours = generate(model, &prompt, &plan, &settings, |_| Ok(())).unwrap();
         assert_eq!(ours.iter().map(|&t| i64::from(t)).collect::<Vec<_>>(), expected, "{set}");
-        let plain = generate(model, &prompt, &Default::default(), &settings, |_| Ok(())).unwrap();
+        let plain = generate(model, &prompt, &HookPlan::new(), &settings, |_| Ok(())).unwrap();
         different += usize::from(plain != ours);
     });
     assert!(different > 3, "the interventions change the text");

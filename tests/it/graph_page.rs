@@ -170,7 +170,7 @@ fn check(graph: &Graph, notes: &Value, file: &str) {
     assert!(notes["ready"] == true && notes["followed"] == true, "{notes:#}");
     assert!(notes["before"] == false && notes["hovered"] == true, "edges are drawn for what is pointed at: {notes:#}");
     assert!(notes["tip"].as_str().unwrap().contains("of all influence"), "{notes:#}");
-    assert!(notes["trust"].as_str().unwrap().contains("effects measured with attention"), "{notes:#}");
+    assert!(notes["trust"].as_str().unwrap().contains("changes its targets as it predicts"), "{notes:#}");
     at_least(&notes["overview"][0], 5);
     at_least(&notes["overview"][1], 4);
     assert_eq!(notes["overview"][2], 40, "two dots for each verified node");

@@ -32,5 +32,7 @@ mod passes;
 mod patch;
 mod probe;
 mod real_model;
+mod sets;
 mod steer;
+mod transcoders;
 mod weights;

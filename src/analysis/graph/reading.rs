@@ -1,6 +1,9 @@
 //! What the scores of a graph mean, in words.
 
-use super::types::{Graph, Node, NodeKind, Verification};
+use super::types::{Graph, GraphScores, Node, NodeKind, Verification};
+
+/// Errors of measured edges, relative to the strongest one into the same node, that rounding explains.
+const EDGE_ERROR: f64 = 1e-2;
 
 /// How far an edge may be from what taking its source away changes, relative to the strongest edge of its target.
 const EDGE_ERROR: f64 = 1e-2;
@@ -33,7 +36,7 @@ impl Trust {
 /// are a minor part. A correlation of measured effects below 0.9 under frozen attention and norms, where the graph is
 /// exact but for features that switch on or off, is a sign that something is wrong with it.
 pub fn trust(graph: &Graph) -> (Trust, String) {
-    let scores = graph.scores;
+    let scores = graph.overall_scores();
     let (by_score, what) = match scores.replacement {
         r if r >= 0.75 => (Trust::Good, "The features account for most of this answer"),
         r if r >= 0.5 => (Trust::Part, "The features account for a part of this answer"),
@@ -76,24 +79,31 @@ fn verified(found: &Verification) -> (Trust, String) {
 fn effects(found: &Verification) -> (Trust, String) {
     let effects = found.effects;
     let frozen = found.frozen_correlation.map(|r| match r {
-        r if r >= 0.9 => (Trust::Good, format!("agree with its predictions (r = {})", correlation(r))),
-        r => (Trust::Low, format!("do not agree with its predictions (r = {})", correlation(r))),
+        r if r >= 0.9 => (Trust::Good, format!("as it predicts (r = {}", correlation(r))),
+        r => (Trust::Low, format!("otherwise than it predicts (r = {}", correlation(r))),
     });
     let free = found.free_correlation.map(|r| match r {
-        r if r >= 0.8 => (Trust::Good, format!("in the free model they hold too (r = {})", correlation(r))),
-        r if r >= 0.4 => (Trust::Part, format!("in the free model they hold roughly (r = {})", correlation(r))),
-        r => (
-            Trust::Low,
-            format!("in the free model they do not hold (r = {}): attention or norms answer", correlation(r)),
-        ),
+        r if r >= 0.8 => (Trust::Good, format!("in the free model too (r = {})", correlation(r))),
+        r if r >= 0.4 => (Trust::Part, format!("in the free model roughly so (r = {})", correlation(r))),
+        r => (Trust::Low, format!("in the free model it does not hold (r = {})", correlation(r))),
     });
-    let checked = format!("{effects} effects measured with attention and norms held");
-    match (frozen, free) {
-        (None, None) => (Trust::Good, "Too few effects were measured to compare them.".into()),
-        (Some((trust, agree)), None) => (trust, format!("{checked} {agree}.")),
-        (None, Some((trust, hold))) => (trust, format!("Of {effects} effects measured: {hold}.")),
-        (Some((frozen, agree)), Some((free, hold))) => (frozen.min(free), format!("{checked} {agree}; {hold}.")),
+    let over = format!("over {effects} effects");
+    let (mut trust, mut words) = match (frozen, free) {
+        (None, None) => (Trust::Good, "Too few effects were measured to compare them with its predictions.".to_owned()),
+        (Some((trust, frozen)), free) => {
+            let held = "attention, norms and errors held";
+            let (by_free, free) = free.map_or((trust, String::new()), |(by_free, free)| (by_free, format!("; {free}")));
+            (trust.min(by_free), format!("Taking nodes away changes its targets {frozen} {over}, {held}){free}."))
+        }
+        (None, Some((trust, free))) => (trust, format!("Taking nodes away changes its targets {free} {over}.")),
+    };
+    if let Some(error) = found.largest_edge_error.filter(|_| found.edges > 0) {
+        let exact = error < EDGE_ERROR;
+        trust = if exact { trust } else { Trust::Low };
+        let off = if exact { "equal measured ones to" } else { "are off from measured ones by up to" };
+        words.push_str(&format!(" {} edges {off} {error:.0e}.", found.edges));
     }
+    (trust, words)
 }
 
 impl Graph {
@@ -113,13 +123,18 @@ impl Graph {
         format!("“{}”", one_line(self.token_texts.get(position).map_or("", String::as_str)))
     }
 
+    /// The scores before pruning, as circuit-tracer reports them; where they are not known, those of the graph itself.
+    pub fn overall_scores(&self) -> GraphScores {
+        if self.report.unpruned.0 > 0 { self.report.unpruned_scores } else { self.scores }
+    }
+
     /// The sum of all influences, which shares are of; never zero.
     pub fn total_influence(&self) -> f64 {
         self.nodes.iter().map(|node| node.influence).sum::<f64>().max(f64::MIN_POSITIVE)
     }
 
     /// The targets, the likeliest first.
-    pub fn targets(&self) -> Vec<usize> {
+    pub fn ranked_targets(&self) -> Vec<usize> {
         let probability = |i: usize| match self.nodes.get(i).map(|node| &node.kind) {
             Some(NodeKind::Target { probability, .. }) => Some(*probability),
             _ => None,
@@ -170,7 +185,7 @@ mod tests {
         let mut graph = sample(50, 1);
         graph.verification = None;
         for (replacement, expected) in [(0.2, Trust::Low), (0.6, Trust::Part), (0.9, Trust::Good)] {
-            graph.scores.replacement = replacement;
+            graph.report.unpruned_scores.replacement = replacement;
             let (found, words) = trust(&graph);
             assert_eq!(found, expected);
             assert!(words.contains("not checked") && words.contains(&percent(replacement)), "{words}");
@@ -194,6 +209,13 @@ mod tests {
         assert_eq!(check(Some(0.3), Some(0.9)).0, Trust::Low);
         assert_eq!(check(None, Some(0.1)).0, Trust::Low);
         assert_eq!(check(None, None).0, Trust::Good);
+        let edges = |error| {
+            let largest_edge_error = Some(error);
+            let verification = Verification { edges: 9, largest_edge_error, ..Verification::default() };
+            trust(&Graph { verification: Some(verification), ..graph.clone() })
+        };
+        assert!(edges(3e-6).1.contains("9 edges equal measured ones to 3e-6"));
+        assert_eq!(edges(0.5).0, Trust::Low);
     }
 
     #[test]
@@ -202,7 +224,7 @@ mod tests {
         graph.token_texts[2] = " a\nb\u{7}".into();
         assert_eq!(graph.token(2), "“ a↵b”");
         assert_eq!(graph.token(99), "“”");
-        let names: Vec<String> = graph.targets().into_iter().map(|i| graph.name(&graph.nodes[i])).collect();
+        let names: Vec<String> = graph.ranked_targets().into_iter().map(|i| graph.name(&graph.nodes[i])).collect();
         assert_eq!(names, ["“ Austin”", "“ Dallas − Houston”"]);
         let top = graph.most_influential(8);
         assert!(top.len() == 8 && top.is_sorted_by(|a, b| graph.nodes[*a].influence >= graph.nodes[*b].influence));

@@ -11,6 +11,8 @@ use crate::cli::render::Ui;
 use crate::cli::steer::ChatArgs;
 use crate::data::tokenizer::Tokenizer;
 
+use super::pictures::PictureArgs;
+
 /// Arguments of `graph` without a subcommand.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -105,13 +107,17 @@ pub(super) struct OutputArgs {
     /// The graph as JSON, as circuit-tracer and Neuronpedia read it, and its features' examples beside it with --labels.
     #[arg(long, value_name = "FILE.json")]
     pub(super) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) pictures: PictureArgs,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   mechinterp graph --model M --transcoders set/ --prompt \"The capital of France is\"
   … --target \" Paris\" --against \" Rome\" --verify       why this one and not that one, checked by experiment
-  … --labels indexes/ --out graphs/capital.json          features by name; a file for other programs";
+  … --labels indexes/ --out graphs/capital.json          features by name; a file for other programs
+  … --html capital.html                                  a page to look around in, offline
+  mechinterp graph show graphs/capital.json              the same again, with names and groups made on the page";
 
 impl SizeArgs {
     /// The settings of attribution and pruning; `is_gemma_chat` for prompts that begin as Gemma 3's chats do.

@@ -31,7 +31,7 @@ fn lines(graph: &Graph, columns: usize) -> Vec<String> {
         out.push(paint(DIM, format!("and {} more", thousands(left_out as u64))));
     }
     let paths = Paths::new(graph);
-    let targets = graph.targets();
+    let targets = graph.ranked_targets();
     for &target in targets.iter().take(TARGETS) {
         out.push(String::new());
         out.extend(strongest(graph, &paths, target, columns));
@@ -43,7 +43,7 @@ fn lines(graph: &Graph, columns: usize) -> Vec<String> {
 }
 
 fn heading(graph: &Graph, columns: usize) -> Vec<String> {
-    let answers = graph.targets().into_iter().map(|i| {
+    let answers = graph.ranked_targets().into_iter().map(|i| {
         let node = &graph.nodes[i];
         let probability = if let NodeKind::Target { probability, .. } = node.kind { probability } else { 0.0 };
         format!("{} {}", paint(BOLD, graph.name(node)), paint(DIM, percent(probability)))
@@ -51,12 +51,9 @@ fn heading(graph: &Graph, columns: usize) -> Vec<String> {
     let answers: Vec<String> = answers.collect();
     let mut out = vec![paint(BOLD, graph.source.prompt.replace('\n', "↵"))];
     out.extend(packed("→ ", &answers, columns));
-    let (report, scores) = (&graph.report, graph.scores);
-    let mut facts = vec![format!(
-        "{} nodes, {} edges",
-        thousands(graph.nodes.len() as u64),
-        thousands(graph.edges.len() as u64)
-    )];
+    let (report, scores) = (&graph.report, graph.overall_scores());
+    let mut facts =
+        vec![format!("{} nodes, {} edges", thousands(graph.nodes.len() as u64), thousands(graph.edges.len() as u64))];
     if report.active_features > 0 {
         facts.push(format!("{} features active", thousands(report.active_features as u64)));
         if report.selected_features < report.active_features {
@@ -85,7 +82,8 @@ fn heading(graph: &Graph, columns: usize) -> Vec<String> {
 fn nodes(graph: &Graph, columns: usize) -> Table {
     let top = graph.most_influential(NODES);
     let (total, most) = (graph.total_influence(), top.first().map_or(1.0, |&i| graph.nodes[i].influence));
-    let verified = |i: usize| graph.verification.as_ref()?.nodes.iter().find(|v| v.node == i);
+    let (best, checked) = (graph.ranked_targets().first().copied(), graph.verification.as_ref());
+    let verified = |i: usize| checked?.nodes.iter().find(|v| v.node == i && best.is_none_or(|best| v.target == best));
     let any = top.iter().any(|&i| verified(i).is_some());
     let mut head = vec![">influence", "", "layer", "at", "node", ">activation"];
     if any {
@@ -222,7 +220,8 @@ mod tests {
             let text = plain(&lines(&graph, columns));
             let widest = text.lines().max_by_key(|line| visible_width(line)).unwrap();
             assert!(visible_width(widest) <= columns, "{columns}: {widest}");
-            for expected in ["replacement 0.620", "strongest path to “ Austin”", "features active", "measured", "→ +"] {
+            for expected in ["replacement 0.550", "strongest path to “ Austin”", "features active", "measured", "→ +"]
+            {
                 assert!(text.contains(expected), "'{expected}' is not in {text}");
             }
         }

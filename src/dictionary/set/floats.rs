@@ -25,6 +25,11 @@ impl WeightFile {
         Arc::new(Self { path: path.into(), map, read: AtomicU64::new(0) })
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes of weights that were read so far; what was read twice counts twice.
     pub(crate) fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
@@ -89,6 +94,14 @@ impl Floats {
         })
     }
 
+    /// The same, called those of a layer where they are in no file.
+    pub(super) fn of_layer(self, layer: usize) -> Self {
+        match self.store {
+            Store::Memory(_) => Self { name: format!("{} of layer {layer}", self.name).into(), ..self },
+            Store::File { .. } => self,
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -130,6 +143,13 @@ impl Floats {
     pub(crate) fn release(&self) {
         if let Some(file) = self.source() {
             file.map.release();
+        }
+    }
+
+    /// Tells the system whether the numbers will be read in order.
+    pub(crate) fn expect(&self, in_order: bool) {
+        if let Store::File { file, start, .. } = &self.store {
+            file.map.expect(*start..*start + self.bytes() as usize, in_order);
         }
     }
 

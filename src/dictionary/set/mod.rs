@@ -10,9 +10,10 @@
 //! and all later ones. `W_skip` is Paulo et al. 2025, "Transcoders Beat Sparse Autoencoders".
 //!
 //! Weights may stay in mapped files: an encoder is read when its layer encodes, of a decoder only the rows that are
-//! asked for, and nothing of either is kept. Biases and thresholds are in memory.
+//! asked for, and nothing of either is kept in this process' memory. Biases and thresholds are in memory.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 mod build;
 mod floats;
@@ -84,6 +85,28 @@ impl TranscoderSet {
         &self.config
     }
 
+    /// The same set, said to be for another model.
+    #[must_use]
+    pub fn with_model_name(mut self, name: &str) -> Self {
+        self.config.model_name = Some(name.into());
+        self
+    }
+
+    /// What it is and where it belongs, in one line.
+    pub fn summary(&self) -> String {
+        let SetConfig { kind, ref model_name, input, output, n_layers, d_model, d_transcoder, .. } = self.config;
+        let activation = self.layers.first().map_or("", |layer| layer.encoder.activation.name());
+        let skip = if self.has_skip() { " with a linear connection" } else { "" };
+        let model = model_name.as_ref().map(|name| format!(" of {name}")).unwrap_or_default();
+        format!(
+            "{} ({activation}{skip}), {n_layers} layers of {d_transcoder} features, from {} to {} of width {d_model}\
+             {model}",
+            kind.title(),
+            input.name(),
+            output.name()
+        )
+    }
+
     /// How pre-activations of `layer` become activations.
     ///
     /// # Errors
@@ -99,7 +122,10 @@ impl TranscoderSet {
     /// there is no such layer.
     pub fn encode(&self, layer: usize, x: &[f32]) -> Result<SparseCodes> {
         self.check_rows(x)?;
-        self.layer(layer)?.encoder.encode(x)
+        let layer = self.layer(layer)?;
+        let codes = layer.encoder.encode(x);
+        layer.release();
+        codes
     }
 
     /// What goes into the activation function for some features, `[n, k]`: `x · W_enc[f] + b_enc[f]`.
@@ -125,7 +151,10 @@ impl TranscoderSet {
     /// `Flag` when the layer or a feature is out of range; `NonFinite`.
     pub fn encoder_rows(&self, layer: usize, features: &[u32]) -> Result<Vec<f32>> {
         self.check_features(features)?;
-        self.layer(layer)?.encoder.rows(features)
+        let layer = self.layer(layer)?;
+        let rows = layer.encoder.rows(features);
+        layer.release();
+        rows
     }
 
     /// Encoder biases of some features, `[k]`.
@@ -152,7 +181,10 @@ impl TranscoderSet {
     /// `Flag` when a layer or feature is out of range, or `layer` does not write to `to`; `NonFinite`.
     pub fn decoder_rows(&self, layer: usize, to: usize, features: &[u32]) -> Result<Vec<f32>> {
         self.check_features(features)?;
-        self.decoder(layer, to)?.gather(features)
+        let rows = self.decoder(layer, to)?;
+        let gathered = rows.gather(features);
+        rows.floats.release();
+        gathered
     }
 
     /// The bias of the reconstruction of `layer`, `[d]`.
@@ -184,7 +216,7 @@ impl TranscoderSet {
 
     /// Bytes of weights that were read from files so far; what was read twice counts twice.
     pub fn bytes_read(&self) -> u64 {
-        self.files().iter().map(|file| file.bytes_read()).sum()
+        self.weight_files().iter().map(|file| file.bytes_read()).sum()
     }
 
     /// Bytes of all weights where they are stored, biases and thresholds left out.
@@ -246,8 +278,13 @@ impl TranscoderSet {
         })
     }
 
+    /// The files that weights are in.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.weight_files().into_iter().map(|file| file.path().into()).collect()
+    }
+
     /// Every file once.
-    fn files(&self) -> Vec<&WeightFile> {
+    fn weight_files(&self) -> Vec<&WeightFile> {
         let mut files: Vec<&WeightFile> = Vec::new();
         for file in self.layers.iter().flat_map(Layer::tensors).filter_map(Floats::source) {
             if !files.iter().any(|known| std::ptr::eq(*known, file.as_ref())) {

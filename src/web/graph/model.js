@@ -34,8 +34,13 @@ function makeGraph(doc, extra) {
     doc, extra, own, tokens, nodes, byId, source, target, weight, measured, share, byShare, inputs: lists(target), outputs: lists(source),
     rows: own.n_layers + 2, totalInfluence: nodes.reduce((sum, node) => sum + node.influence, 0),
     order: nodes.map((node) => node.i).sort((a, b) => nodes[a].row - nodes[b].row),
-    verified: new Map(((own.verification || {}).nodes || []).map((v) => [v.node, v])),
+    verified: new Map(),
   };
+  // Of a node's effects that on the likeliest target.
+  graph.best = nodes.filter((node) => node.kind === "target").sort((a, b) => b.prob - a.prob)[0];
+  graph.checks = (own.verification ? own.verification.nodes : []).filter((v) => !graph.best || v.target === graph.best.i);
+  for (const v of graph.checks) graph.verified.set(v.node, v);
+  graph.scores = own.report.unpruned[0] ? own.report.unpruned_scores : own.scores;
   return graph;
 }
 

@@ -2,7 +2,7 @@
 function overview(graph, state, { link, list, open, fact }) {
   const { nodes, own, extra } = graph, name = (i) => nameOf(graph, state, nodes[i]);
   const parts = [h("h2", {}, "Overview"), h("div", { class: "facts" },
-    fact(own.scores.replacement.toFixed(2), "replacement score"), fact(own.scores.completeness.toFixed(2), "completeness"),
+    fact(graph.scores.replacement.toFixed(2), "replacement score"), fact(graph.scores.completeness.toFixed(2), "completeness"),
     fact(grouped(nodes.length), `nodes of ${grouped(own.report.unpruned[0] || nodes.length)}`), fact(grouped(graph.doc.links.length), `edges of ${grouped(own.report.unpruned[1] || graph.doc.links.length)}`))];
   const part = (title, note, ...children) => parts.push(h("div", { class: "part" }, h("h3", {}, title, h("small", {}, note)), ...children));
   const targets = nodes.filter((node) => node.kind === "target").sort((a, b) => b.prob - a.prob);
@@ -14,7 +14,7 @@ function overview(graph, state, { link, list, open, fact }) {
   const ranked = nodes.filter((node) => node.influence > 0 && node.kind !== "target").sort((a, b) => b.influence - a.influence);
   const share = (node) => node.influence / (graph.totalInfluence || 1);
   if (ranked.length) part("Most influential", "share of all influence", list(ranked, (node) => link(node.i, percent(share(node)), "", node.influence / ranked[0].influence, "var(--soft)")));
-  if (own.verification && own.verification.nodes.length) part("Predicted and measured", "effects on the first target", scatter(graph, open));
+  if (graph.checks.length) part("Predicted and measured", `effects on ${name(graph.best.i)}`, scatter(graph, open));
   const settings = own.settings, told = [`${own.model || "an unnamed model"}, ${own.scan}`, `${grouped(own.report.selected_features)} of ${grouped(own.report.active_features)} active features traced`,
     `kept ${percent(settings.node_threshold)} of the influence of nodes, ${percent(settings.edge_threshold)} of edges`, `largest gap between a row's sum and its pre-activation: ${own.report.largest_row_error.toExponential(1)}`];
   if (own.report.active_features) part("How it was made", "", h("div", { class: "card pad note" }, ...told.map((line) => h("div", {}, line))));
@@ -22,7 +22,7 @@ function overview(graph, state, { link, list, open, fact }) {
 }
 
 function scatter(graph, open) {
-  const found = graph.own.verification.nodes, all = found.flatMap((v) => [v.predicted, v.frozen, v.free]), low = Math.min(0, ...all), high = Math.max(0, ...all), size = 300, pad = 30;
+  const found = graph.checks, all = found.flatMap((v) => [v.predicted, v.frozen, v.free]), low = Math.min(0, ...all), high = Math.max(0, ...all), size = 300, pad = 30;
   const at = (x) => pad + (x - low) / (high - low || 1) * (size - 2 * pad), flip = (y) => size - at(y);
   const chart = svg("svg", { class: "scatter", viewBox: `0 0 ${size} ${size}`, role: "img" }, svg("title", {}, "Effects predicted by the graph and measured by intervention"),
     svg("line", { x1: at(low), x2: at(high), y1: flip(0), y2: flip(0) }), svg("line", { x1: at(0), x2: at(0), y1: flip(low), y2: flip(high) }), svg("line", { class: "same", x1: at(low), y1: flip(low), x2: at(high), y2: flip(high) }),
@@ -30,13 +30,13 @@ function scatter(graph, open) {
     svg("text", { x: at(high), y: size - 18, "text-anchor": "end" }, number(high)), svg("text", { x: at(low), y: size - 18 }, number(low)));
   for (const v of found) {
     for (const [kind, value] of [["free", v.free], ["frozen", v.frozen]]) {
-      const dot = svg("circle", { class: kind, cx: at(v.predicted), cy: flip(value), r: 3.4 }, svg("title", {}, `${graph.nodes[v.node].id}: predicted ${signed(v.predicted)}, measured ${signed(v.frozen)} with attention and norms held, ${signed(v.free)} in the free model`));
+      const dot = svg("circle", { class: kind, cx: at(v.predicted), cy: flip(value), r: 3.4 }, svg("title", {}, `${graph.nodes[v.node].id}: predicted ${signed(v.predicted)}, measured ${signed(v.frozen)} with attention, norms and errors held, ${signed(v.free)} in the free model`));
       dot.addEventListener("click", () => open(v.node));
       chart.append(dot);
     }
   }
   const { frozen_correlation: frozen, free_correlation: free } = graph.own.verification, r = (x) => (x === null ? "" : ` (r = ${correlation(x)})`);
-  return h("div", { class: "card pad" }, chart, h("div", { class: "key" }, h("i", {}), "attention and norms held" + r(frozen), h("i", { class: "free" }), "free model" + r(free)));
+  return h("div", { class: "card pad" }, chart, h("div", { class: "key" }, h("i", {}), "attention, norms and errors held" + r(frozen), h("i", { class: "free" }), "free model" + r(free)));
 }
 
 // A feature's record, of the index that the graph was shown with.

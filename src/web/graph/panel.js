@@ -83,7 +83,7 @@ function makePanel(graph, state, open) {
     if (node.kind === "target") all.push(fact(percent(node.prob), "probability"), fact(number(node.value), "logits explained"));
     else all.push(fact(percent(node.influence / (graph.totalInfluence || 1)), "of all influence"), fact(node.rank ? percent(node.rank) : "–", "cumulative"));
     const found = graph.verified.get(node.i);
-    if (found) all.push(fact(signed(found.predicted), "effect predicted"), fact(signed(found.frozen), "measured, attention held"), fact(signed(found.free), "measured, free"));
+    if (found) all.push(fact(signed(found.predicted), `on ${nameOf(graph, state, graph.best)}, predicted`), fact(signed(found.frozen), "measured, held"), fact(signed(found.free), "measured, free"));
     return h("div", { class: "facts" }, ...all);
   }
 

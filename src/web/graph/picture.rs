@@ -23,7 +23,7 @@ impl Picture {
         let inside = |i: &usize| graph.nodes[*i].layer().is_some();
         let mut chosen: BTreeSet<usize> =
             graph.most_influential(usize::MAX).into_iter().filter(inside).take(n).collect();
-        chosen.extend(graph.targets());
+        chosen.extend(graph.ranked_targets());
         let token = |i: usize| matches!(graph.nodes.get(i).map(|node| &node.kind), Some(NodeKind::Token { .. }));
         let paths = Paths::new(graph);
         let weight = |i: usize| {
@@ -77,7 +77,7 @@ mod tests {
         let graph = sample(5000, 2);
         let Picture { nodes, edges } = Picture::new(&graph, 30);
         let inside = nodes.iter().filter(|&&i| graph.nodes[i].layer().is_some()).count();
-        assert_eq!((inside, nodes.iter().filter(|i| graph.targets().contains(i)).count()), (30, 2));
+        assert_eq!((inside, nodes.iter().filter(|i| graph.ranked_targets().contains(i)).count()), (30, 2));
         for &(edge, share) in &edges {
             let edge = &graph.edges[edge];
             assert!(nodes.contains(&edge.source) && nodes.contains(&edge.target) && share >= FAINT);

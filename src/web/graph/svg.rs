@@ -29,12 +29,13 @@ pub fn svg(graph: &Graph, n: usize) -> String {
     let picture = Picture::new(graph, n);
     let layout = Layout::new(graph, &picture.nodes);
     let title = format!("{} → {}", graph.source.prompt, answers(graph));
+    let scores = graph.overall_scores();
     let facts = format!(
         "{} of {} nodes, replacement score {:.2}, completeness {:.2}",
         picture.nodes.len(),
         graph.nodes.len(),
-        graph.scores.replacement,
-        graph.scores.completeness
+        scores.replacement,
+        scores.completeness
     );
     let width = layout.width.max(2.0 * MARGIN + CHARACTER * title.chars().count() as f64);
     let mut root = Element::of("svg", "chart graph")
@@ -60,7 +61,7 @@ pub fn svg(graph: &Graph, n: usize) -> String {
 }
 
 fn answers(graph: &Graph) -> String {
-    let names = graph.targets().into_iter().take(3).map(|i| graph.name(&graph.nodes[i]));
+    let names = graph.ranked_targets().into_iter().take(3).map(|i| graph.name(&graph.nodes[i]));
     names.collect::<Vec<_>>().join(", ")
 }
 
