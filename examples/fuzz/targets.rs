@@ -21,6 +21,8 @@ use parquet::file::writer::SerializedFileWriter;
 pub(crate) enum Target {
     /// JSON configurations of dictionaries.
     Config,
+    /// Transcoder sets: descriptions and layers.
+    Set,
     /// Safetensors of dictionaries.
     Safetensors,
     /// Zip archives, as raw bytes.
@@ -73,8 +75,9 @@ fn noted<T>(result: Result<T, Error>) -> Option<T> {
 }
 
 impl Target {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Config,
+        Self::Set,
         Self::Safetensors,
         Self::Zip,
         Self::Npy,
@@ -88,6 +91,7 @@ impl Target {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Config => "config",
+            Self::Set => "set",
             Self::Safetensors => "safetensors",
             Self::Zip => "zip",
             Self::Npy => "npy",
@@ -107,6 +111,12 @@ impl Target {
                     let x = vec![0.5; opened.dictionary.d_in().min(1 << 16)];
                     opened.dictionary.d_in() >= 1 << 16 || opened.dictionary.reconstruct(&x).is_ok()
                 }),
+            Self::Set => noted(interop::open_set(path)).is_some_and(|set| {
+                let layers = 0..set.config().n_layers;
+                let x = vec![vec![0.5; set.config().d_model]; layers.len()];
+                let codes: Result<Vec<_>, _> = layers.map(|layer| set.encode(layer, &x[layer])).collect();
+                noted(codes).is_some_and(|codes| noted(set.reconstruct(&codes, &x)).is_some())
+            }),
             Self::TorchWeights => {
                 let files = [path.to_owned()];
                 noted(weights::entries(&files)).is_some_and(|entries| {
@@ -141,6 +151,7 @@ impl Target {
         fs::create_dir_all(dir).unwrap();
         match self {
             Self::Config => dictionaries(&golden, dir, &["json", "yaml"]),
+            Self::Set => sets(&golden.join("sets"), dir),
             Self::Safetensors => dictionaries(&golden, dir, &["safetensors"]),
             Self::Zip => dictionaries(&golden, dir, &["npz", "pt", "pth"]),
             Self::Npy => dictionaries(&golden, dir, &["npz"]),
@@ -181,6 +192,16 @@ fn dictionaries(golden: &Path, dir: &Path, ends: &[&str]) -> Vec<Seed> {
             }
         }
     }
+    seeds
+}
+
+/// The files of transcoder sets, each opened through its set.
+fn sets(from: &Path, dir: &Path) -> Vec<Seed> {
+    copy(from, dir);
+    let sets = fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    let mut seeds: Vec<Seed> =
+        sets.flat_map(|set| walk(&set).into_iter().map(move |file| seed(file, set.clone()))).collect();
+    seeds.sort_by(|a, b| a.file.cmp(&b.file));
     seeds
 }
 

@@ -13,18 +13,26 @@ use crate::interop::{self, Format, Hints, Opened};
 use super::Outcome;
 use super::render::{Table, Ui, thousands};
 
+mod set;
+
 /// A dictionary that reads back farther from what was written than this is a defect; f32 keeps 1e-7.
 const TOLERANCE: f64 = 1e-4;
 
 /// Arguments of `convert`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(group(clap::ArgGroup::new("source").args(["sae", "set"]).required(true)))]
 pub(super) struct Args {
     /// Dictionary in any known format: a directory, or the file of its weights. Formats are recognised by contents:
     /// SAELens (version 6 or flat), `dictionary_learning`, sparsify, Gemma Scope, Gemma Scope 2, Llama Scope, Qwen Scope,
     /// OpenAI, Goodfire, circuit-tracer.
     #[arg(long, value_name = "PATH")]
-    sae: PathBuf,
-    /// Format to write: `saelens`, `dictionary_learning` or `sparsify`.
+    sae: Option<PathBuf>,
+    /// Transcoder set in place of one dictionary: circuit-tracer's directory (per layer or across layers), Gemma Scope's,
+    /// or a directory with a folder for each layer's transcoder; or its name on the hub.
+    #[arg(long, value_name = "SET", conflicts_with_all = ["hook", "context_size", "prepend_bos", "k"])]
+    set: Option<String>,
+    /// Format to write: `saelens`, `dictionary_learning` or `sparsify`; for sets `circuit_tracer`, `saelens` or
+    /// `sparsify`.
     #[arg(long, value_name = "FORMAT")]
     to: Format,
     /// Output directory.
@@ -69,6 +77,14 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: Args, ui: &Ui) -> Result<Outcome> {
+    match (&args.set, &args.sae) {
+        (Some(reference), _) => set::run(reference, args.to, &args.out, args.model_name.as_deref(), ui),
+        (None, Some(sae)) => dictionary(sae.clone(), args, ui),
+        (None, None) => Ok(Outcome::No),
+    }
+}
+
+fn dictionary(sae: PathBuf, args: Args, ui: &Ui) -> Result<Outcome> {
     if !Format::WRITTEN.contains(&args.to) {
         return Err(Error::flag(
             "--to",
@@ -77,7 +93,7 @@ pub(super) fn run(args: Args, ui: &Ui) -> Result<Outcome> {
             "it is a publisher's own format, which is read only",
         ));
     }
-    let Opened { mut dictionary, format, weights, notes } = interop::open_with(&args.sae, &Hints { k: args.k })?;
+    let Opened { mut dictionary, format, weights, notes } = interop::open_with(&sae, &Hints { k: args.k })?;
     describe(&mut dictionary, &args)?;
     let artifact = Artifact::begin(&args.out, true)?;
     if let Err(error) = interop::write(artifact.dir(), &dictionary, args.to) {
@@ -89,14 +105,14 @@ pub(super) fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     if difference.is_nan() || difference > TOLERANCE {
         return Err(Error::Mismatch {
             what: "the dictionary and what was written of it",
-            left: args.sae.display().to_string(),
+            left: sae.display().to_string(),
             right: format!("{} differs by {difference:.1e} of its reconstructions", artifact.dir().display()),
             remedy: "this is a defect of the program: please report it with the dictionary".into(),
         });
     }
     let blake3 = blake3::hash(&MappedBytes::open(&weights)?).to_hex().to_string();
     let settings = serde_json::json!({
-        "sae": args.sae, "from": format, "to": args.to, "hook": args.hook, "model_name": args.model_name,
+        "sae": sae, "from": format, "to": args.to, "hook": args.hook, "model_name": args.model_name,
         "context_size": args.context_size, "prepend_bos": args.prepend_bos, "k": args.k,
     });
     let mut record = RunRecord::new("convert", &settings, 0);
@@ -104,7 +120,7 @@ pub(super) fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     artifact.finish(&record)?;
     let metadata = &dictionary.config.metadata;
     let report = Report {
-        sae: args.sae,
+        sae,
         from: format,
         to: args.to,
         out: args.out,

@@ -7,14 +7,16 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::analysis::eval::language::LanguageSettings;
+use crate::analysis::eval::replacement::replacement as measure_replacement;
 use crate::analysis::eval::saebench::{Circumstances, CoreEvalOutput};
 use crate::analysis::eval::{EvalSettings, Evaluation, evaluate};
 use crate::analysis::{CacheSequences, LiveSequences, Placement, SequenceSource, sequences::Part};
 use crate::base::artifact::{read_json, write_atomic, write_json};
 use crate::base::{DtypeChoice, Error, Result};
-use crate::data::{Corpus, PackSettings, Packer, locate_data};
+use crate::data::{BosPolicy, Corpus, PackSettings, Packer, locate_data};
 use crate::dictionary::scale::fold_w_dec_norm;
 use crate::dictionary::{Dictionary, io};
+use crate::interop::{OpenedSet, open_set_with};
 use crate::store::CacheReader;
 use crate::store::FilterReport;
 use crate::store::shuffle::Split;
@@ -28,6 +30,7 @@ use super::expect::{self, ForceArgs, Given};
 use super::filter::FilterArgs;
 use super::open::{self, Opened};
 use super::render::{Ui, thousands};
+use super::replacement;
 use super::{Common, Outcome};
 
 /// Context length for dictionaries that do not say theirs.
@@ -37,8 +40,11 @@ const DEFAULT_CONTEXT: usize = 256;
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Args {
     /// Dictionary to evaluate; several are compared in one table.
-    #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
+    #[arg(long, value_name = "DIR", required_unless_present = "transcoders", num_args = 1..)]
     sae: Vec<PathBuf>,
+    /// Transcoder set to evaluate on --data with --model: what the model loses when one layer or all are replaced.
+    #[arg(long, value_name = "SET", requires = "data", conflicts_with_all = ["sae", "cache", "saebench", "html"])]
+    transcoders: Option<String>,
     /// Cached activations to evaluate on.
     #[arg(long, value_name = "DIR", required_unless_present = "data")]
     cache: Option<PathBuf>,
@@ -97,6 +103,9 @@ struct MeasuredOn {
 }
 
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
+    if let Some(set) = &args.transcoders {
+        return of_set(&args, set, common, ui);
+    }
     if args.model_sequences == 0 {
         return Err(Error::flag("--model-sequences", "1 or more", 0, "leave out --model to skip the model's loss"));
     }
@@ -151,6 +160,38 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         ui.say(format!("wrote {}", path.display()));
     }
     Ok(Outcome::Done)
+}
+
+/// Evaluates a transcoder set in its model.
+fn of_set(args: &Args, set: &str, common: &Common, ui: &Ui) -> Result<Outcome> {
+    let OpenedSet { set, format, notes, .. } = open_set_with(set, ui.progress())?;
+    ui.say(format!("{set}, in {}'s format", format.title()));
+    notes.iter().for_each(|note| ui.say(note));
+    let name = args.model.as_deref().unwrap_or_default();
+    let (corpus, opened) = open_text(args, name, common, ui)?;
+    let pack = PackSettings { context_size: DEFAULT_CONTEXT, bos: BosPolicy::Prepend };
+    let sequences = args.tokens.div_ceil(DEFAULT_CONTEXT as u64);
+    let text = replacement::text(&opened.tokenizer, &corpus, pack, 0..sequences)?;
+    let report = measure_replacement(&set, &opened.model, &text, ui.progress())?;
+    if ui.json() {
+        ui.out_json(&report)?;
+    } else {
+        replacement::print(&report, ui)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// The text of `--data` and the model to run on it.
+fn open_text(args: &Args, name: &str, common: &Common, ui: &Ui) -> Result<(Corpus, Opened)> {
+    if name.is_empty() {
+        let remedy = "name the model that the dictionary was trained on";
+        return Err(Error::flag("--model", "a model beside --data", "none", remedy));
+    }
+    let mut paths = Vec::new();
+    for data in &args.data {
+        paths.extend(locate_data(data, ui.progress())?);
+    }
+    Ok((Corpus::open(&paths, "text")?, open::open(name, DtypeChoice::F32, common.device, ui)?))
 }
 
 /// What was measured on, for the head of the page.
@@ -218,15 +259,8 @@ fn on_cache(args: &Args, cache: &Path, dictionaries: &[Dictionary], common: &Com
 }
 
 fn on_text(args: &Args, dictionaries: &[Dictionary], common: &Common, ui: &Ui) -> Result<Vec<Report>> {
-    let name = args.model.as_deref().filter(|name| !name.is_empty()).ok_or_else(|| {
-        Error::flag("--model", "a model beside --data", "none", "name the model that the dictionary was trained on")
-    })?;
-    let mut paths = Vec::new();
-    for data in &args.data {
-        paths.extend(locate_data(data, ui.progress())?);
-    }
-    let corpus = Corpus::open(&paths, "text")?;
-    let opened = open::open(name, DtypeChoice::F32, common.device, ui)?;
+    let name = args.model.as_deref().unwrap_or_default();
+    let (corpus, opened) = open_text(args, name, common, ui)?;
     let settings = args.settings(Some(&opened));
     let report = |(sae, dictionary): (&PathBuf, &Dictionary)| {
         let metadata = &dictionary.config.metadata;

@@ -1,6 +1,6 @@
 //! `mechinterp info`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -14,10 +14,12 @@ use super::architecture::{norm_name, peculiarities, position_name};
 use super::open;
 use super::render::{BOLD, DIM, Table, Ui, paint, thousands};
 
+mod set;
+
 /// Arguments of `info`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Hugging Face directory, hub id, `.gguf` file, or `demo`.
+    /// Hugging Face directory, hub id, `.gguf` file, or `demo`; or the directory of a transcoder set.
     model: String,
     /// Also say of every hook point what it is, and which other points this model lacks.
     #[arg(long)]
@@ -57,6 +59,9 @@ struct HookRow {
 }
 
 pub(super) fn run(args: Args, ui: &Ui) -> Result<Outcome> {
+    if crate::interop::is_set(Path::new(&args.model)) {
+        return set::run(&args.model, ui);
+    }
     let files = open::locate(&args.model, ui)?;
     let config = open::config(&files)?;
     let entries = weights::entries(&files.weights)?;

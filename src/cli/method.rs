@@ -6,9 +6,10 @@ use crate::dictionary::train::{DeadFeatures, SparsityLoss, TrainArchitecture, Tr
 /// Flags of architectures. A flag that the chosen one has no use for is an error.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct MethodArgs {
-    /// Architecture: relu, gated, topk, batchtopk, jumprelu or matryoshka.
-    #[arg(long, default_value = "relu", value_parser = architecture)]
-    arch: TrainArchitecture,
+    /// Architecture: relu, gated, topk, batchtopk, jumprelu or matryoshka; transcoders are not gated or matryoshka. When
+    /// absent, relu, and batchtopk for sets of transcoders.
+    #[arg(long, value_parser = architecture)]
+    arch: Option<TrainArchitecture>,
     /// Number of features; --expansion-factor times the width when absent.
     #[arg(long, value_name = "N")]
     d_sae: Option<usize>,
@@ -87,10 +88,10 @@ pub(super) struct MethodArgs {
 }
 
 impl MethodArgs {
-    /// These settings over `rest`.
+    /// These settings over `rest`, whose architecture is the default.
     pub(super) fn settings(&self, rest: TrainSettings) -> TrainSettings {
         TrainSettings {
-            arch: self.arch,
+            arch: self.arch.unwrap_or(rest.arch),
             d_sae: self.d_sae,
             expansion_factor: self.expansion_factor,
             l1_coefficient: self.l1_coefficient,

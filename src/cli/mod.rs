@@ -32,10 +32,12 @@ mod probe_table;
 mod progress;
 mod prompts;
 mod render;
+mod replacement;
 mod report;
 mod run;
 mod steer;
 mod train_sae;
+mod train_transcoders;
 
 pub use render::Ui;
 
@@ -85,6 +87,8 @@ enum Command {
     Cache(cache::Args),
     /// Train a sparse autoencoder, or several at once, on cached activations or a running model's.
     TrainSae(Box<train_sae::Args>),
+    /// Train transcoders of all layers of a model in one pass, or a cross-layer transcoder.
+    TrainTranscoders(Box<train_transcoders::Args>),
     /// A page about a trained dictionary, or several compared: curves, densities, norms, settings.
     Report(report::Args),
     /// How good a dictionary is: reconstruction, sparsity, loss recovered, dead features.
@@ -156,6 +160,7 @@ fn dispatch(command: Command, common: &Common, ui: &Ui) -> Result<Outcome> {
         Command::Run(args) => run::run(args, common, ui),
         Command::Cache(args) => cache::run(args, common, ui),
         Command::TrainSae(args) => train_sae::run(&args, common, ui),
+        Command::TrainTranscoders(args) => train_transcoders::run(&args, common, ui),
         Command::Report(args) => report::run(args, ui),
         Command::Eval(args) => eval::run(args, common, ui),
         Command::Convert(args) => convert::run(args, ui),

@@ -1,6 +1,7 @@
 //! Opening what commands name: models, tokenizers, prompts.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::DType;
 
@@ -8,12 +9,14 @@ use crate::base::{DeviceChoice, DtypeChoice, Error, Result};
 use crate::data::hub::{ModelFiles, locate_model};
 use crate::data::tokenizer::{BosPolicy, SpecialIds, Tokenizer};
 use crate::demo::built_in;
-use crate::dictionary::Dictionary;
-use crate::interop::{self, Format};
+use crate::dictionary::{Dictionary, TranscoderSet};
+use crate::interop::{self, Format, OpenedSet};
 use crate::model::{HookPlan, Model, ModelConfig, family, weights};
 use crate::ops::bf16::Kernel;
 use crate::store::CacheReader;
 
+use super::expect::ForceArgs;
+use super::model_name::compare_models;
 use super::render::Ui;
 
 /// A model with its tokenizer.
@@ -109,6 +112,31 @@ pub(crate) fn dictionary(path: &Path, ui: &Ui) -> Result<Dictionary> {
     }
     ui.say(format!("{}: {}", path.display(), dictionary.config.summary()));
     Ok(dictionary)
+}
+
+/// Opens a transcoder set of any known format; says which one it is and what its files leave open.
+pub(crate) fn transcoder_set(reference: &str, ui: &Ui) -> Result<OpenedSet> {
+    let opened = interop::open_set_with(reference, ui.progress())?;
+    for note in &opened.notes {
+        ui.say(format!("{reference}: {note}"));
+    }
+    ui.say(format!("{reference}: {}", opened.set.summary()));
+    Ok(opened)
+}
+
+/// Opens a transcoder set of any known format; says what its files leave open.
+///
+/// # Errors
+/// As [`interop::open_set_with`]; `Mismatch` when it names another model, unless forced.
+pub(crate) fn transcoders(reference: &str, model: &str, force: ForceArgs, ui: &Ui) -> Result<Arc<TranscoderSet>> {
+    let opened = transcoder_set(reference, ui)?;
+    if let Some(own) = &opened.set.config().model_name
+        && compare_models(own, model) == Some(false)
+    {
+        let both = (format!("{} for the model '{own}'", opened.set.config().scan), format!("--model {model}"));
+        force.allow("transcoder set and model", both, "use the model that the set was trained on", ui)?;
+    }
+    Ok(Arc::new(opened.set))
 }
 
 /// Opens a cache and checks that its contents are what was written: every command that takes one reads all of it.

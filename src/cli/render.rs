@@ -159,7 +159,7 @@ impl Display for Table {
 }
 
 /// Columns that `text` takes on a terminal, without its colour codes.
-fn visible_width(text: &str) -> usize {
+pub(crate) fn visible_width(text: &str) -> usize {
     anstream::adapter::strip_str(text).to_string().width()
 }
 

@@ -50,7 +50,7 @@ mod tensors;
 mod torch_file;
 
 pub use npz::read_npy_vector;
-pub use sets::{OpenedSet, SetFormat, is_set, open_set, open_set_with, write_set, write_set_in};
+pub use sets::{OpenedSet, SetFormat, is_set, open_set, open_set_with, set_distance, write_set, write_set_in};
 
 /// Whose format a dictionary is stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -87,8 +87,7 @@ impl Npz {
     pub(super) fn place(&self, name: &str) -> Option<usize> {
         let (member, layout) = self.arrays.get(name)?;
         let row_major = !layout.fortran || layout.header.shape.len() < 2;
-        let start = usize::try_from(member.range.start).ok()?;
-        (member.is_stored() && row_major).then(|| start + layout.start)
+        (member.is_stored() && row_major).then(|| member.range.start + layout.start)
     }
 
     /// Gives the array `old` the name `new`.

@@ -4,7 +4,7 @@ mod block;
 pub mod chart;
 pub mod eval_report;
 pub mod features;
-// pub mod graph;
+pub mod graph;
 pub mod heatmap;
 pub mod markup;
 pub mod page;

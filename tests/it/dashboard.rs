@@ -52,7 +52,7 @@ addEventListener("load", async () => {
 </script>"##;
 
 /// An index `index` of 160 features.
-fn indexed() -> &'static Cli {
+pub(crate) fn indexed() -> &'static Cli {
     static INDEXED: OnceLock<Cli> = OnceLock::new();
     INDEXED.get_or_init(|| {
         let cli = Cli::new();
@@ -63,7 +63,7 @@ fn indexed() -> &'static Cli {
     })
 }
 
-fn browser() -> Option<&'static str> {
+pub(crate) fn browser() -> Option<&'static str> {
     ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
         let mut command = Command::new(name);
         command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
@@ -71,13 +71,13 @@ fn browser() -> Option<&'static str> {
 }
 
 /// What a browser says about a page: its document, messages on the console, and addresses that were asked for.
-struct Seen {
-    document: String,
-    console: Vec<String>,
-    asked: BTreeSet<String>,
+pub(crate) struct Seen {
+    pub(crate) document: String,
+    pub(crate) console: Vec<String>,
+    pub(crate) asked: BTreeSet<String>,
 }
 
-fn open(browser: &str, cli: &Cli, page: &Path) -> Seen {
+pub(crate) fn open(browser: &str, cli: &Cli, page: &Path) -> Seen {
     // Browsers that run at once need a profile each.
     let name = page.file_stem().unwrap().to_string_lossy();
     let log = cli.path(&format!("{name}.net.json"));

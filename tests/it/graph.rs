@@ -93,7 +93,10 @@ fn compare(reference: &Reference, key: &str, active: usize, graph: &Attribution,
     assert!(edges > 400, "{key}: {edges}");
 
     assert!(distance(&node_influence(graph), &of("influence")) < 1e-4, "{key}: influence");
-    assert!(distance(&pruned.cumulative[..sources], &of("cumulative")[..sources]) < 1e-4, "{key}: cumulative influence");
+    assert!(
+        distance(&pruned.cumulative[..sources], &of("cumulative")[..sources]) < 1e-4,
+        "{key}: cumulative influence"
+    );
     let nodes: Vec<usize> = pruned.nodes.iter().map(|kept| usize::from(*kept)).collect();
     assert_eq!(nodes, reference.numbers(&format!("{key}.nodes")), "{key}: kept nodes");
     let mut kept = vec![0; rows.len() * sources];

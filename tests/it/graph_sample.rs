@@ -148,12 +148,13 @@ fn measure(graph: &mut Graph, random: &mut Random) {
     for edge in graph.edges.iter_mut().step_by(7) {
         edge.measured = Some(edge.weight * (1.0 + (random.next() as f32 - 0.5) * 0.002));
     }
+    let target = graph.nodes.len() - 2;
     let features = graph.nodes.iter().enumerate().filter(|(_, n)| matches!(n.kind, NodeKind::Feature { .. })).take(20);
     let nodes = features.map(|(node, _)| {
         let predicted = random.next() * 4.0 - 1.0;
         let free = predicted * 0.8 + random.next() - 0.5;
         let frozen = predicted * (1.0 + random.next() * 1e-4);
-        VerifiedNode { node, predicted, frozen, free, ..VerifiedNode::default() }
+        VerifiedNode { node, target, predicted, frozen, mlps: frozen * 0.95, free, switched: 0 }
     });
     let nodes: Vec<VerifiedNode> = nodes.collect();
     graph.report = GraphReport {
@@ -165,10 +166,12 @@ fn measure(graph: &mut Graph, random: &mut Random) {
         seconds: 4.5,
     };
     graph.verification = Some(Verification {
+        edges: graph.edges.iter().filter(|edge| edge.measured.is_some()).count(),
+        largest_edge_error: Some(3e-6),
         effects: nodes.len(),
         frozen_correlation: Some(0.9997),
+        mlp_correlation: Some(0.95),
         free_correlation: Some(0.83),
         nodes,
-        ..Verification::default()
     });
 }

@@ -27,7 +27,7 @@ fn text(value: &Value) -> &str {
 }
 
 /// A checkpoint of `tests/golden/models` in the fixture's directory, with a tokenizer of words `w0`, `w1`, ….
-fn checkpoint(cli: &Cli, name: &str) {
+pub(crate) fn checkpoint(cli: &Cli, name: &str) {
     let target = cli.path(name);
     if target.exists() {
         return;
@@ -127,7 +127,7 @@ fn edited_features_give_saelens_logits_with_and_without_the_error_term() {
         let dictionary = Arc::new(io::read(&goldens().join("steer").join(text(&case["sae"]))).unwrap());
         let error_term = case["error_term"].as_bool().unwrap();
         let features = FeatureEdits { dictionary, edits: edits(case), error_term, max_norm: None };
-        let change = Intervention { features: Some(features), directions: Vec::new() };
+        let change = Intervention { features: Some(features), ..Intervention::default() };
         let plan = change.plan(&model, prompt.len(), SteerPositions::All).unwrap().with_logits();
         let run = model.forward(&tokens, &plan).unwrap();
         let (ours, theirs) = (run.logits().unwrap().get(0).unwrap(), file["logits"].get(i).unwrap());

@@ -6,6 +6,7 @@
 
 pub mod language;
 pub mod metrics;
+pub mod replacement;
 pub mod saebench;
 mod splice;
 pub mod weights;

@@ -79,12 +79,13 @@ pub fn check_changes(changes: &[FeatureChange], set: &TranscoderSet) -> Result<(
     Ok(())
 }
 
-/// A plan that makes the changes with current activations, also while text is generated. Features count as absent on
-/// the first `zero_positions` positions.
+/// `plan`, and the changes made with current activations, also while text is generated. Features count as absent on the
+/// first `zero_positions` positions.
 ///
 /// # Errors
 /// As [`check_changes`]; when weights cannot be read.
 pub fn live_plan(
+    plan: HookPlan,
     set: &Arc<TranscoderSet>,
     changes: &[FeatureChange],
     zero_positions: usize,
@@ -92,7 +93,7 @@ pub fn live_plan(
 ) -> Result<HookPlan> {
     check_changes(changes, set)?;
     set.check_model(model.config())?;
-    with_relays(HookPlan::new(), set, changes, zero_positions, model)
+    with_relays(plan, set, changes, zero_positions, model)
 }
 
 fn with_relays(
@@ -216,7 +217,7 @@ impl Relay for FeatureRelay {
 }
 
 /// Activations of `features` `[n, k]` for inputs `x` `[n, d]`. Where features do not compete only theirs are computed.
-fn activations(set: &TranscoderSet, layer: usize, x: &[f32], features: &[u32]) -> Result<Vec<f32>> {
+pub(crate) fn activations(set: &TranscoderSet, layer: usize, x: &[f32], features: &[u32]) -> Result<Vec<f32>> {
     let threshold = |feature: &u32| match set.activation(layer) {
         Ok(Activation::Relu) => Some(0.0),
         Ok(Activation::JumpRelu(jump)) => Some(jump.threshold.get(*feature as usize)?.max(0.0)),

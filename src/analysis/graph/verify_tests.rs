@@ -103,7 +103,7 @@ fn traced(model: &Model, set: &Arc<TranscoderSet>, tokens: &[u32], choice: &Targ
 
 #[test]
 fn edges_are_what_taking_their_sources_away_changes_in_every_family() {
-    let all = VerifySettings { nodes: usize::MAX, batch_size: 16 };
+    let all = VerifySettings { nodes: usize::MAX, batch_size: 64 };
     let (tokens, contrast) = ([1, 9, 21, 17, 8, 30, 12], TargetChoice::Contrast(7, 11));
     let likeliest = TargetChoice::Likeliest { most: 3, probability: 0.9 };
     for (name, input, output, skip) in [

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use crate::analysis::graph::activations;
 use crate::analysis::rewrite::{FeatureEdit, FeatureRewrite};
 use crate::analysis::{Placement, SteerPositions};
 use crate::base::{Error, Result};
-use crate::dictionary::Dictionary;
+use crate::dictionary::{Dictionary, TranscoderSet};
 use crate::model::{EditOp, HookPlan, Model, ModelConfig, Positions};
 use crate::ops::squared_norm;
 
 use super::direction::DirectionEdit;
+use super::transcoders::TranscoderEdits;
 
 /// Edits of one dictionary's features.
 #[derive(Debug, Clone)]
@@ -24,11 +26,14 @@ pub struct FeatureEdits {
     pub max_norm: Option<f64>,
 }
 
-/// What is changed while a model writes: features first, then directions in their order.
+/// What is changed while a model writes: features of a dictionary first, then directions in their order, then features
+/// of transcoders.
 #[derive(Debug, Clone, Default)]
 pub struct Intervention {
     /// Edits of features.
     pub features: Option<FeatureEdits>,
+    /// Edits of features of a transcoder set.
+    pub transcoders: Option<TranscoderEdits>,
     /// Edits along directions.
     pub directions: Vec<DirectionEdit>,
 }
@@ -42,12 +47,12 @@ impl Intervention {
             error_term: true,
             max_norm: None,
         };
-        Self { features: Some(features), directions: Vec::new() }
+        Self { features: Some(features), ..Self::default() }
     }
 
     /// One edit along a direction.
     pub fn of_direction(edit: DirectionEdit) -> Self {
-        Self { features: None, directions: vec![edit] }
+        Self { directions: vec![edit], ..Self::default() }
     }
 
     /// The plan that applies it to text after a prompt of `prompt_len` tokens.
@@ -66,20 +71,24 @@ impl Intervention {
             let placement = Placement::of(dictionary, model.config())?;
             let rewrite = FeatureRewrite::new(dictionary, edits, model.device())?;
             apply(placement, EditOp::Rewrite(Arc::new(rewrite.error_term(*error_term).max_norm(*max_norm))));
-        } else if self.directions.is_empty() {
+        } else if self.directions.is_empty() && self.transcoders.is_none() {
             return Err(Error::flag("--feature", "something to change", "nothing", "name a --feature or a --vector"));
         }
         for edit in &self.directions {
             edit.check(model.config())?;
             apply(edit.at, EditOp::Rewrite(Arc::new(edit.rewrite(model.device())?)));
         }
-        Ok(plan)
+        match &self.transcoders {
+            Some(transcoders) => transcoders.extend(plan, model, &positions),
+            None => Ok(plan),
+        }
     }
 
     /// What each edit does, in words.
     pub fn describe(&self) -> Vec<String> {
         let features = self.features.iter().flat_map(|features| &features.edits).map(ToString::to_string);
-        features.chain(self.directions.iter().map(ToString::to_string)).collect()
+        let transcoders = self.transcoders.iter().flat_map(TranscoderEdits::describe);
+        features.chain(transcoders).chain(self.directions.iter().map(ToString::to_string)).collect()
     }
 
     /// What each edit turns, in the order of [`Intervention::describe`].
@@ -95,6 +104,14 @@ impl Intervention {
                 at,
                 reading: Reading::Feature(Arc::clone(dictionary), edit.feature),
                 max_norm: *max_norm,
+            }));
+        }
+        if let Some(transcoders) = &self.transcoders {
+            concepts.extend(transcoders.edits.iter().map(|&(layer, FeatureEdit { feature, .. })| Concept {
+                name: format!("feature {layer}/{feature}"),
+                at: transcoders.read_at(layer),
+                reading: Reading::Transcoder(Arc::clone(&transcoders.set), layer, feature),
+                max_norm: None,
             }));
         }
         concepts.extend(self.directions.iter().map(|edit| {
@@ -126,13 +143,14 @@ pub struct Concept {
 #[derive(Debug, Clone)]
 enum Reading {
     Feature(Arc<Dictionary>, u32),
+    Transcoder(Arc<TranscoderSet>, usize, u32),
     Projection(Vec<f32>),
 }
 
 impl Concept {
     /// Whether it is a feature's activation, which is never negative by itself and zero most of the time.
     pub fn is_feature(&self) -> bool {
-        matches!(self.reading, Reading::Feature(..))
+        matches!(self.reading, Reading::Feature(..) | Reading::Transcoder(..))
     }
 
     /// How much each of `rows`, `[n, d]`, has of it: `[n]`.
@@ -143,6 +161,9 @@ impl Concept {
         let (d, mut values) = match &self.reading {
             Reading::Feature(dictionary, feature) => {
                 (dictionary.d_in(), dictionary.feature_activations(rows, &[*feature])?)
+            }
+            Reading::Transcoder(set, layer, feature) => {
+                (set.config().d_model, activations(set, *layer, rows, &[*feature])?)
             }
             Reading::Projection(unit) => {
                 let project = |row: &[f32]| row.iter().zip(unit).map(|(x, u)| x * u).sum();

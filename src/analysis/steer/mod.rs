@@ -6,6 +6,7 @@ mod direction;
 mod intervention;
 mod measure;
 mod sweep;
+mod transcoders;
 mod vector;
 
 pub use difference::{Difference, Pool, difference_of_means};
@@ -13,6 +14,7 @@ pub use direction::{DirectionEdit, DirectionOp};
 pub use intervention::{Concept, FeatureEdits, Intervention};
 pub use measure::Measures;
 pub use sweep::{PromptSweep, Written, summary, sweep};
+pub use transcoders::TranscoderEdits;
 pub use vector::{SteeringVector, VectorOrigin};
 
 use serde::{Deserialize, Serialize};

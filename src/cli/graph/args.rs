@@ -11,6 +11,8 @@ use crate::cli::render::Ui;
 use crate::cli::steer::ChatArgs;
 use crate::data::tokenizer::Tokenizer;
 
+use super::pictures::PictureArgs;
+
 /// Features of each dictionary that are traced where no number is given: each costs a pass through the model.
 const FEATURES_A_DICTIONARY: usize = 48;
 
@@ -115,13 +117,17 @@ pub(super) struct OutputArgs {
     /// The graph as JSON, as circuit-tracer and Neuronpedia read it, and its features' examples beside it with --labels.
     #[arg(long, value_name = "FILE.json")]
     pub(super) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) pictures: PictureArgs,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   mechinterp graph --model M --transcoders set/ --prompt \"The capital of France is\"
   … --target \" Paris\" --against \" Rome\" --verify       why this one and not that one, checked by experiment
-  … --labels indexes/ --out graphs/capital.json          features by name; a file for other programs";
+  … --labels indexes/ --out graphs/capital.json          features by name; a file for other programs
+  … --html capital.html                                  a page to look around in, offline
+  mechinterp graph show graphs/capital.json              the same again, with names and groups made on the page";
 
 impl SizeArgs {
     /// The settings of attribution and pruning through so many `dictionaries`, if any; `is_gemma_chat` for prompts that

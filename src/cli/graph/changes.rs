@@ -27,7 +27,7 @@ pub(in crate::cli) struct OperationArgs {
 }
 
 /// The operation of a command line.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 pub(in crate::cli) struct Operation {
     op: fn(f32) -> FeatureOp,
     value: Option<f32>,

@@ -1,19 +1,19 @@
 //! `mechinterp graph intervene`
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::analysis::graph::{Answers, FeatureChange, FrozenRun, Graph, Hold, NodeKind};
 use crate::base::{Error, Result};
+use crate::cli::expect::ForceArgs;
 use crate::cli::open::{self, Opened};
 use crate::cli::prompts::ReadingArgs;
 use crate::cli::render::{BOLD, DIM, GREEN, RED, Table, Ui, columns, paint, quoted, side_by_side};
 use crate::cli::{Common, Outcome, places};
 use crate::interop::neuronpedia::graph as graph_file;
-use crate::model::generate::{GenerateSettings, generate};
 use crate::model::HookPlan;
+use crate::model::generate::{GenerateSettings, generate};
 
 use super::changes::{Named, Operation, OperationArgs};
 
@@ -70,6 +70,8 @@ pub(in crate::cli) struct Args {
     zero_positions: Option<usize>,
     #[command(flatten)]
     reading: ReadingArgs,
+    #[command(flatten)]
+    force: ForceArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -133,9 +135,7 @@ struct Continuation {
 pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let operation = Operation::of(&args.operation)?;
     let graph = args.graph.as_deref().map(graph_file::read).transpose()?.map(|file| file.graph);
-    let opened_set = crate::interop::open_set_with(&args.transcoders, ui.progress())?;
-    opened_set.notes.iter().for_each(|note| ui.say(format!("{}: {note}", args.transcoders)));
-    let set = Arc::new(opened_set.set);
+    let set = open::transcoders(&args.transcoders, &args.model, args.force, ui)?;
     let files = open::locate(&args.model, ui)?;
     set.check_model(&open::config(&files)?)?;
     let opened = open::open_files(&files, args.reading.dtype, common.device)?;
@@ -144,7 +144,11 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let zero_positions = args.zero_positions.or(graph.as_ref().map(|graph| graph.source.settings.zero_positions));
     let run = FrozenRun::new(&opened.model, &set, &tokens, zero_positions.unwrap_or(1))?;
     let report = args.report(&opened, &run, &changes, graph.as_ref(), prompt, ui)?;
-    if ui.json() { ui.out_json(&report)? } else { report.print(&opened, &tokens, ui)? }
+    if ui.json() {
+        ui.out_json(&report)?
+    } else {
+        report.print(&opened, &tokens, ui)?
+    }
     Ok(Outcome::Done)
 }
 
@@ -332,7 +336,7 @@ impl Report {
         }
         ui.out(format!("{} {}", paint(DIM, "held  "), self.held))?;
         ui.out("")?;
-        let mut table = Table::new(&["next token", ">before", ">after", ">logit", ">after", ""]);
+        let mut table = Table::new(&["next token", ">before", ">after", ">logit before", ">after", ""]);
         for answer in &self.answers {
             let Answer { text, probability, logit, target, .. } = answer;
             let rise = probability.1 - probability.0;

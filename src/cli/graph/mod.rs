@@ -3,25 +3,23 @@
 mod args;
 pub(super) mod changes;
 mod intervene;
+mod pictures;
 mod saes;
+mod show;
+mod summary;
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::ArgMatches;
 
-use crate::analysis::graph::{
-    About, Graph, LayerIndexes, Node, NodeKind, Traced, VerifySettings, check_prompt, trace, trust, verify,
-};
+use crate::analysis::graph::{About, Graph, LayerIndexes, Traced, VerifySettings, check_prompt, trace, verify};
 use crate::base::{DtypeChoice, Error, Result};
 use crate::data::tokenizer::{BosPolicy, Tokenizer};
-use crate::dictionary::set::TranscoderSet;
 use crate::interop::neuronpedia::graph::{GraphState, Publication, write, write_features};
 
-use super::model_name::compare_models;
 use super::open::{self, Opened};
 use super::prompts::{Prompt, PromptArgs};
-use super::render::{BOLD, DIM, Table, Ui, paint, quoted, thousands};
+use super::render::Ui;
 use super::steer::template;
 use super::{Common, Outcome};
 
@@ -33,14 +31,13 @@ const ROW_ERROR: f64 = 1e-3;
 const COARSE_ROW_ERROR: f64 = 0.1;
 /// How prompts of Gemma 3's chat models begin: a fixed turn.
 const GEMMA_3_TURN: [u32; 4] = [2, 105, 2364, 107];
-/// Nodes of a kind that are listed.
-const LISTED: usize = 12;
 
 /// Arguments of `graph`: those of tracing, or a subcommand with its own.
 #[derive(Debug)]
 pub(super) enum Args {
     Trace(Box<TraceArgs>),
     Intervene(Box<intervene::Args>),
+    Show(show::Args),
 }
 
 impl clap::FromArgMatches for Args {
@@ -49,6 +46,7 @@ impl clap::FromArgMatches for Args {
             Some((intervene::NAME, matches)) => {
                 intervene::Args::from_arg_matches(matches).map(|args| Self::Intervene(Box::new(args)))
             }
+            Some((show::NAME, matches)) => show::Args::from_arg_matches(matches).map(Self::Show),
             _ => TraceArgs::from_arg_matches(matches).map(|args| Self::Trace(Box::new(args))),
         }
     }
@@ -62,8 +60,10 @@ impl clap::FromArgMatches for Args {
 impl clap::Args for Args {
     fn augment_args(command: clap::Command) -> clap::Command {
         let intervene = clap::Command::new(intervene::NAME).about(intervene::ABOUT);
+        let show = clap::Command::new(show::NAME).about(show::ABOUT);
         TraceArgs::augment_args(command)
             .subcommand(intervene::Args::augment_args(intervene))
+            .subcommand(show::Args::augment_args(show))
             .args_conflicts_with_subcommands(true)
             .subcommand_negates_reqs(true)
     }
@@ -77,11 +77,13 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     match args {
         Args::Trace(args) => run_trace(*args, common, ui),
         Args::Intervene(args) => intervene::run(&args, common, ui),
+        Args::Show(args) => show::run(&args, ui),
     }
 }
 
 fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
     args.output.out.iter().try_for_each(|file| open::check_writable(file))?;
+    args.output.pictures.check()?;
     args.size.settings(&args.targets, args.sae.len(), false).check()?;
     let given = PromptArgs::of_one(args.prompt.clone(), args.tokens.clone()).read()?;
     let indexes = LayerIndexes::open(&args.labels)?;
@@ -89,7 +91,7 @@ fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
     // What can be wrong without the weights is found before they are read.
     let config = open::config(&files)?;
     let template = template(&args.chat, &files)?;
-    let set = args.transcoders.as_deref().map(|set| open_set(set, &args, ui)).transpose()?;
+    let set = args.transcoders.as_deref().map(|set| open::transcoders(set, &args.model, args.force, ui)).transpose()?;
     set.as_ref().map_or(Ok(()), |set| set.check_model(&config))?;
     let tokenizer = open::tokenizer(&files, &config)?;
     let texts = given.texts();
@@ -131,18 +133,6 @@ fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
     finish(&args, graph, &indexes, &opened, ui)
 }
 
-fn open_set(reference: &str, args: &TraceArgs, ui: &Ui) -> Result<Arc<TranscoderSet>> {
-    let opened = crate::interop::open_set_with(reference, ui.progress())?;
-    opened.notes.iter().for_each(|note| ui.say(format!("{reference}: {note}")));
-    if let Some(own) = &opened.set.config().model_name
-        && compare_models(own, &args.model) == Some(false)
-    {
-        let both = (format!("{} for the model '{own}'", opened.set.config().scan), format!("--model {}", args.model));
-        args.force.allow("transcoder set and model", both, "use the model that the set was trained on", ui)?;
-    }
-    Ok(Arc::new(opened.set))
-}
-
 /// Whether the first token is one that stands in no text.
 fn starts_with_special(tokenizer: &Tokenizer, tokens: &[u32]) -> bool {
     tokens.first().is_some_and(|&first| tokenizer.special_ids().contains(&first))
@@ -151,21 +141,24 @@ fn starts_with_special(tokenizer: &Tokenizer, tokens: &[u32]) -> bool {
 /// Names, writes and prints the graph.
 fn finish(args: &TraceArgs, mut graph: Graph, indexes: &LayerIndexes, opened: &Opened, ui: &Ui) -> Result<Outcome> {
     indexes.name(&mut graph)?;
-    if let Some(file) = &args.output.out {
-        let slug = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let created_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|t| t.as_millis() as u64);
+    let (state, out) = (GraphState::default(), args.output.out.as_deref());
+    let named = out.or(args.output.pictures.html()).and_then(|file| file.file_stem());
+    let slug = named.map_or("graph".into(), |stem| stem.to_string_lossy());
+    let mut publication = Publication { graph: &graph, state: &state, slug: &slug, scan: None, created_ms };
+    let scan;
+    if let Some(file) = out {
         let dir = file.parent().unwrap_or(std::path::Path::new("."));
-        let scan = if indexes.is_empty() { None } else { write_features(dir, &graph, indexes, ui.progress())? };
-        let created_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|t| t.as_millis() as u64);
-        let state = GraphState::default();
-        let publication =
-            Publication { graph: &graph, state: &state, slug: &slug, scan: scan.as_deref(), created_ms };
+        scan = if indexes.is_empty() { None } else { write_features(dir, &graph, indexes, ui.progress())? };
+        publication.scan = scan.as_deref();
         write(file, &publication)?;
         ui.say(format!("wrote {}", file.display()));
     }
+    args.output.pictures.write(&publication, indexes, ui)?;
     if ui.json() {
         ui.out_json(&graph)?;
     } else {
-        print(&graph, ui)?;
+        summary::summary(&graph, ui)?;
     }
     Ok(checked(&graph, args, opened, ui))
 }
@@ -185,47 +178,4 @@ fn checked(graph: &Graph, args: &TraceArgs, opened: &Opened, ui: &Ui) -> Outcome
         "the inputs of a node do not sum to its value: off by {worst:.1e} of the largest, more than {limit:.0e}; do not trust this graph"
     ));
     Outcome::No
-}
-
-fn print(graph: &Graph, ui: &Ui) -> Result<()> {
-    let report = &graph.report;
-    ui.out(format!(
-        "{}  {}",
-        paint(BOLD, &graph.source.prompt),
-        paint(DIM, format!("{} tokens, {:.1} s", graph.tokens.len(), report.seconds))
-    ))?;
-    let features = graph.nodes.iter().filter(|node| matches!(node.kind, NodeKind::Feature { .. })).count();
-    ui.out(format!(
-        "{} of {} active features traced; {features} of them, {} nodes and {} edges in all, carry the influence that is kept",
-        thousands(report.selected_features as u64),
-        thousands(report.active_features as u64),
-        thousands(graph.nodes.len() as u64),
-        thousands(graph.edges.len() as u64),
-    ))?;
-    let scores = &report.unpruned_scores;
-    ui.out(format!("replacement score {:.3}, completeness {:.3}", scores.replacement, scores.completeness))?;
-    ui.out(paint(DIM, trust(graph).1))?;
-    let mut table = Table::new(&["target", ">probability", ">value"]);
-    for node in &graph.nodes {
-        if let NodeKind::Target { text, probability, value, .. } = &node.kind {
-            table.row(vec![quoted(text), format!("{probability:.3}"), format!("{value:+.3}")]);
-        }
-    }
-    ui.out("")?;
-    ui.out(table)?;
-    let mut table = Table::new(&["node", "at", ">influence", ">activation", "label"]);
-    let mut nodes: Vec<&Node> = graph.nodes.iter().filter(|node| node.cumulative_influence.is_some()).collect();
-    nodes.sort_by(|a, b| b.influence.total_cmp(&a.influence));
-    for node in nodes.into_iter().take(LISTED) {
-        let (activation, label) = match &node.kind {
-            NodeKind::Feature { activation, label, .. } => {
-                (format!("{activation:.3}"), label.clone().unwrap_or_default())
-            }
-            _ => (String::new(), String::new()),
-        };
-        let at = graph.token_texts.get(node.position).map(|text| quoted(text)).unwrap_or_default();
-        table.row(vec![node.id(graph.n_layers), at, format!("{:.4}", node.influence), activation, label]);
-    }
-    ui.out("")?;
-    ui.out(table)
 }

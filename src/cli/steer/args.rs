@@ -40,17 +40,35 @@ pub(in crate::cli) struct SteerArgs {
     pub(super) output: OutputArgs,
 }
 
+/// A feature with its layer and value, where these are given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct FeatureArg {
+    pub(super) layer: Option<usize>,
+    pub(super) feature: u32,
+    pub(super) value: Option<f32>,
+}
+
 /// What to steer along.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "What to steer")]
 pub(super) struct TargetArgs {
     /// The dictionary that features belong to.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", group = "features_of")]
     pub(super) sae: Option<PathBuf>,
-    /// Feature to change; repeat the flag for several. `ID:V` gives one its own value, by which it is clamped unless
-    /// another operation is asked for.
-    #[arg(long, value_name = "ID[:V]", required_unless_present = "vector", requires = "sae", value_parser = feature)]
-    pub(super) feature: Vec<(u32, Option<f32>)>,
+    /// The transcoder set that features belong to, a directory or a set on the hub. They are read where their layer's
+    /// transcoder reads and written where it writes, from the second position on.
+    #[arg(long, value_name = "SET", group = "features_of")]
+    pub(super) transcoders: Option<String>,
+    /// Feature to change, of a transcoder set with its layer before it; repeat the flag for several. `:V` gives one its
+    /// own value, by which it is clamped unless another operation is asked for.
+    #[arg(
+        long,
+        value_name = "[LAYER/]ID[:V]",
+        required_unless_present = "vector",
+        requires = "features_of",
+        value_parser = feature
+    )]
+    pub(super) feature: Vec<FeatureArg>,
     /// Steering vector to change the state along, a .safetensors or .npy file, as `steer vector` makes; repeatable.
     #[arg(long, value_name = "FILE")]
     pub(super) vector: Vec<PathBuf>,
@@ -188,14 +206,19 @@ impl FromStr for Strengths {
     }
 }
 
-fn feature(text: &str) -> Result<(u32, Option<f32>), String> {
+fn feature(text: &str) -> Result<FeatureArg, String> {
     let (id, value) = match text.split_once(':') {
         Some((id, value)) => (id, Some(value)),
         None => (text, None),
     };
-    let id = id.parse().map_err(|_| format!("'{id}' is no feature number; expected ID or ID:V"))?;
+    let (layer, id) = match id.split_once('/') {
+        Some((layer, id)) => (Some(layer), id),
+        None => (None, id),
+    };
+    let layer = layer.map(|layer| layer.parse().map_err(|_| format!("'{layer}' is no layer; expected LAYER/ID or ID")));
+    let feature = id.parse().map_err(|_| format!("'{id}' is no feature number; expected ID or ID:V"))?;
     let value = value.map(|v| v.parse::<f32>().ok().filter(|v| v.is_finite()).ok_or(format!("'{v}' is no number")));
-    Ok((id, value.transpose()?))
+    Ok(FeatureArg { layer: layer.transpose()?, feature, value: value.transpose()? })
 }
 
 impl SteerArgs {
@@ -225,8 +248,11 @@ mod tests {
 
     #[test]
     fn features_take_their_own_value() {
-        assert_eq!(feature("12"), Ok((12, None)));
-        assert_eq!(feature("12:-3.5"), Ok((12, Some(-3.5))));
+        let of = |layer, feature, value| Ok(FeatureArg { layer, feature, value });
+        assert_eq!(feature("12"), of(None, 12, None));
+        assert_eq!(feature("12:-3.5"), of(None, 12, Some(-3.5)));
+        assert_eq!(feature("3/12:4"), of(Some(3), 12, Some(4.0)));
+        assert!(feature("x/1").is_err() && feature("3/").is_err());
         assert!(feature("x:1").is_err() && feature("1:y").is_err() && feature("1:nan").is_err());
     }
 

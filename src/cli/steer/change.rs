@@ -3,17 +3,17 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::analysis::steer::{FeatureEdits, SteeringVector, VectorOrigin};
+use crate::analysis::steer::{FeatureEdits, SteeringVector, TranscoderEdits, VectorOrigin};
 use crate::analysis::{DirectionEdit, DirectionOp, FeatureEdit, FeatureOp, Intervention, Placement};
 use crate::base::{Error, Result};
 use crate::cli::model_name::compare_models;
 use crate::cli::render::Ui;
-use crate::dictionary::Dictionary;
+use crate::dictionary::{Dictionary, TranscoderSet};
 use crate::interop::read_npy_vector;
 use crate::model::{HookPoint, ModelConfig};
 
 use super::MAX_NORM_KEY;
-use super::args::{Method, OperationArgs, SteerArgs, Strengths, TargetArgs};
+use super::args::{FeatureArg, Method, OperationArgs, SteerArgs, Strengths, TargetArgs};
 
 /// What is done at every strength.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +74,7 @@ impl Operation {
             return Err(Error::flag("--strength-multiplier", expected, strength_multiplier, remedy));
         }
         let TargetArgs { feature, vector, .. } = &args.targets;
-        if values.len() > 1 && vector.is_empty() && feature.iter().all(|(_, own)| own.is_some()) {
+        if values.len() > 1 && vector.is_empty() && feature.iter().all(|feature| feature.value.is_some()) {
             let found = "a value of its own for each";
             return Err(Error::flag("--feature", "a feature that takes the listed values", found, "write ID alone"));
         }
@@ -195,11 +195,44 @@ pub(super) fn interventions(
     args: &SteerArgs,
     operation: &Operation,
     dictionary: Option<&Arc<Dictionary>>,
+    set: Option<&Arc<TranscoderSet>>,
     vectors: &[Placed],
     config: &ModelConfig,
 ) -> Result<Vec<Intervention>> {
-    let strengths = operation.strengths();
-    strengths.into_iter().map(|strength| at_strength(args, operation, dictionary, vectors, config, strength)).collect()
+    let strengths = operation.strengths().into_iter();
+    let of = |strength| -> Result<Intervention> {
+        let plain = at_strength(args, operation, dictionary, vectors, config, strength)?;
+        let transcoders = set.map(|set| of_transcoders(args, operation, set, strength)).transpose()?;
+        Ok(Intervention { transcoders, ..plain })
+    };
+    strengths.map(of).collect()
+}
+
+/// The change of a transcoder set's features.
+fn of_transcoders(
+    args: &SteerArgs,
+    operation: &Operation,
+    set: &Arc<TranscoderSet>,
+    strength: Option<f32>,
+) -> Result<TranscoderEdits> {
+    let mut edits = Vec::new();
+    for &FeatureArg { layer, feature, value } in &args.targets.feature {
+        let Some(layer) = layer else {
+            let remedy = "write LAYER/ID: every layer of the set has its own features";
+            return Err(Error::flag("--feature", "a layer and a feature of it", feature, remedy));
+        };
+        let Some(op) = operation.on_activation(feature, value.or(strength))? else {
+            let expected = "--clamp, --add, --scale, --cap or --ablate with --transcoders";
+            return Err(Error::flag(operation.flag(), expected, "a change along a direction", "change the activation"));
+        };
+        edits.push((layer, FeatureEdit { feature, op }));
+    }
+    if args.operation.no_error_term {
+        let expected = "a dictionary at a single hook (--sae)";
+        return Err(Error::flag("--no-error-term", expected, "--transcoders", "leave it out"));
+    }
+    let untouched = usize::from(!args.targets.steer_outliers);
+    Ok(TranscoderEdits { set: Arc::clone(set), edits, untouched })
 }
 
 fn at_strength(
@@ -213,8 +246,14 @@ fn at_strength(
     let (mut edits, mut directions) = (Vec::new(), Vec::new());
     let limit = dictionary.and_then(|d| d.config.metadata.extra.get(MAX_NORM_KEY)?.as_f64());
     let max_norm = limit.filter(|_| !args.targets.steer_outliers);
-    for &(feature, own) in &args.targets.feature {
-        let value = own.or(strength);
+    // Those of a transcoder set are none of a dictionary's.
+    let own_features = args.targets.feature.iter().filter(|_| dictionary.is_some());
+    for &FeatureArg { layer, feature, value } in own_features {
+        if let Some(layer) = layer {
+            let remedy = "leave the layer out, or give a set of transcoders with --transcoders";
+            return Err(Error::flag("--feature", "a feature of the dictionary", format!("{layer}/{feature}"), remedy));
+        }
+        let value = value.or(strength);
         if let Some(op) = operation.on_activation(feature, value)? {
             edits.push(FeatureEdit { feature, op });
         } else if let Some(dictionary) = dictionary {
@@ -236,7 +275,7 @@ fn at_strength(
     for edit in &directions {
         edit.check(config)?;
     }
-    if args.operation.no_error_term && edits.is_empty() {
+    if args.operation.no_error_term && edits.is_empty() && args.targets.transcoders.is_none() {
         let expected = "a change of features' activations, as --clamp or --ablate make";
         return Err(Error::flag("--no-error-term", expected, "a change along a direction", "leave it out"));
     }
@@ -246,7 +285,7 @@ fn at_strength(
         error_term: !args.operation.no_error_term,
         max_norm,
     });
-    Ok(Intervention { features, directions })
+    Ok(Intervention { features, directions, transcoders: None })
 }
 
 fn unit(vector: Vec<f32>) -> Vec<f32> {

@@ -103,6 +103,8 @@ impl Session {
             Some(dir) => Some(Arc::new(open::dictionary(dir, ui)?)),
             None => None,
         };
+        let reference = args.targets.transcoders.as_deref();
+        let set = reference.map(|set| open::transcoders(set, &args.model, args.force, ui)).transpose()?;
         let files = open::locate(&args.model, ui)?;
         // What can be wrong without the weights is found before they are read.
         let config = open::config(&files)?;
@@ -119,7 +121,11 @@ impl Session {
             let given = if args.chat.chat { Given { bos: None, ..given } } else { given };
             expect::check(dictionary, &given, args.force, ui)?;
         }
-        let interventions = interventions(&args, &operation, dictionary.as_ref(), &vectors, &config)?;
+        if let Some(set) = &set {
+            set.check_model(&config)?;
+        }
+        let interventions = interventions(&args, &operation, dictionary.as_ref(), set.as_ref(), &vectors, &config)?;
+        check_features(&interventions)?;
         let opened = open::open_files(&files, args.dtype, common.device)?;
         let texts = given.texts();
         let (given, bos) = match &template {
@@ -189,7 +195,9 @@ impl Session {
     }
 
     fn write_pages(&self, report: &SweepReport, ui: &Ui) -> Result<()> {
-        let page = report.page(&self.args.model, self.args.targets.sae.as_deref());
+        let targets = &self.args.targets;
+        let set = targets.transcoders.as_ref().map(Path::new);
+        let page = report.page(&self.args.model, targets.sae.as_deref().or(set));
         if let Some(path) = &self.args.output.html {
             write_atomic(path, steer_report::page(&page).as_bytes())?;
             ui.say(format!("wrote {}", path.display()));
@@ -207,6 +215,14 @@ impl Session {
         let concepts = first.concepts(self.opened.model.config())?;
         Ok(concepts.into_iter().map(|concept| concept.name).collect())
     }
+}
+
+/// Checks that a set has the features, before the model's weights are read.
+fn check_features(interventions: &[Intervention]) -> Result<()> {
+    interventions
+        .iter()
+        .filter_map(|intervention| intervention.transcoders.as_ref())
+        .try_for_each(|edits| edits.check())
 }
 
 /// Whether texts begin with the BOS token: as the dictionary was trained, as most models are without one.

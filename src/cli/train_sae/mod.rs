@@ -1,7 +1,7 @@
 //! `mechinterp train-sae`
 
-mod record;
-mod rows;
+pub(super) mod record;
+pub(super) mod rows;
 mod sweep;
 
 use std::path::{Path, PathBuf};
@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::base::artifact::write_json;
-use crate::base::{Artifact, Result, RunRecord};
+use crate::base::{Artifact, Error, Result, RunRecord};
+use crate::dictionary::Metadata;
 use crate::dictionary::train::{TrainRun, TrainSettings, TrainSummary, train};
 use crate::store::RowSource;
 use crate::web::train_report;
@@ -50,6 +51,12 @@ batch_size, tokens, steps, checkpoint_every, n_batches_for_norm and heldout_rows
 pub(super) struct Args {
     #[command(flatten)]
     rows: RowArgs,
+    /// Train a transcoder: reconstruct the rows of this hook point from those of --hook.
+    #[arg(long, value_name = "NAME", requires = "hook", conflicts_with = "sweep")]
+    hook_out: Option<String>,
+    /// With --hook-out: a linear connection from the rows to their reconstruction beside the features, trained from zero.
+    #[arg(long, conflicts_with = "sweep")]
+    skip: bool,
     /// Directory to make, in SAELens' format.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -70,7 +77,7 @@ pub(super) struct Args {
 
 /// How long and in what steps to train.
 #[derive(Debug, Clone, clap::Args)]
-struct LengthArgs {
+pub(super) struct LengthArgs {
     /// Peak learning rate of Adam.
     #[arg(long, value_name = "X", default_value_t = TrainSettings::default().lr)]
     lr: f64,
@@ -122,22 +129,29 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
 fn one(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let settings = args.settings();
     let device = common.device.open()?;
-    let origin = Origin::open(&args.rows, &[None], args.seed, common, ui)?;
+    let wanted: Vec<Option<String>> = [None, args.hook_out.clone()].into_iter().take(1 + usize::from(args.hook_out.is_some())).collect();
+    let origin = Origin::open(&args.rows, &wanted, args.seed, common, ui)?;
     // Before anything is left on disk: a run that cannot start has nothing to resume.
-    for (_, width) in &origin.hooks {
-        settings.plan(*width, MANY_ROWS)?;
-    }
+    match origin.hooks.as_slice() {
+        [(read, _), (written, _)] if read == written => {
+            let remedy = "leave --hook-out out to train an autoencoder";
+            return Err(Error::flag("--hook-out", "another hook point than --hook", written, remedy));
+        }
+        [(_, d_in), (_, d_out)] => settings.plan_transcoder(*d_in, (*d_out, 1), MANY_ROWS)?,
+        [(_, width), ..] => settings.plan(*width, MANY_ROWS)?,
+        [] => return Err(Error::flag("--hook", "a hook point", "none", "name one")),
+    };
     let artifact = Artifact::begin(&args.out, args.resume)?.with_arguments(super::arguments());
     let record = record_of(&origin, &settings, args.seed);
     check_same_run(&artifact, &record)?;
-    let Ready { mut training, mut heldout, mut positions, mut metadata } =
+    let Ready { mut training, mut heldout, mut positions, metadata, text: _ } =
         origin.begin(wanted_rows(&settings), ui, ui.progress())?;
     write_json(&artifact.dir().join(RECORD), &record)?;
     let summary = train(TrainRun {
         source: &mut *training,
         heldout: heldout.as_mut().map(|h| &mut **h as &mut dyn RowSource),
         settings: &settings,
-        metadata: metadata.pop().unwrap_or_default(),
+        metadata: of_transcoder(metadata),
         device: &device,
         out: &artifact,
         progress: ui.progress(),
@@ -153,11 +167,21 @@ fn one(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// What a dictionary says of itself that reads the first of some hooks and, where there is a second, writes that.
+pub(super) fn of_transcoder(metadata: Vec<Metadata>) -> Metadata {
+    let mut hooks = metadata.into_iter();
+    let mut read = hooks.next().unwrap_or_default();
+    if let Some(name) = hooks.next().and_then(|written| written.hook_name) {
+        read.extra.insert("hook_name_out".into(), name.into());
+    }
+    read
+}
+
 /// For checks of settings before the number of rows is known.
-const MANY_ROWS: u64 = 1 << 40;
+pub(super) const MANY_ROWS: u64 = 1 << 40;
 
 /// The rows that training reads, where the settings say.
-fn wanted_rows(settings: &TrainSettings) -> Option<u64> {
+pub(super) fn wanted_rows(settings: &TrainSettings) -> Option<u64> {
     settings.tokens.or(settings.steps.map(|steps| steps.saturating_mul(settings.batch_size as u64)))
 }
 
@@ -172,7 +196,15 @@ fn record_of(origin: &Origin, settings: &impl Serialize, seed: u64) -> RunRecord
 
 impl Args {
     fn settings(&self) -> TrainSettings {
-        let LengthArgs {
+        let rest = TrainSettings { seed: self.seed, skip: self.skip, ..TrainSettings::default() };
+        self.method.settings(self.length.settings(rest))
+    }
+}
+
+impl LengthArgs {
+    /// These settings over `rest`.
+    pub(super) fn settings(&self, rest: TrainSettings) -> TrainSettings {
+        let Self {
             lr,
             batch_size,
             tokens,
@@ -183,21 +215,20 @@ impl Args {
             eval_every,
             checkpoint_every,
             log_every,
-        } = self.length;
-        self.method.settings(TrainSettings {
+        } = *self;
+        TrainSettings {
             lr,
             batch_size,
             tokens,
             steps,
-            seed: self.seed,
             lr_warm_up_steps,
             lr_decay_steps,
             dead_feature_window,
-            eval_every,
+            eval_every: eval_every.or(rest.eval_every),
             checkpoint_every,
             log_every,
-            ..TrainSettings::default()
-        })
+            ..rest
+        }
     }
 }
 

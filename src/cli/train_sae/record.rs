@@ -6,10 +6,10 @@ use crate::base::artifact::read_json;
 use crate::base::{Artifact, Error, Result, RunRecord};
 
 /// Kept beside the checkpoints while a run goes on.
-pub(super) const RECORD: &str = "run.json";
+pub(in super::super) const RECORD: &str = "run.json";
 
 /// Refuses to continue a run on other data or settings.
-pub(super) fn check_same_run(artifact: &Artifact, record: &RunRecord) -> Result<()> {
+pub(in super::super) fn check_same_run(artifact: &Artifact, record: &RunRecord) -> Result<()> {
     let path = artifact.dir().join(RECORD);
     if !artifact.resumed() || !path.exists() {
         return Ok(());

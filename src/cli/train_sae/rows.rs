@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::base::artifact::InputRecord;
 use crate::base::{DtypeChoice, Error, Progress, Result};
-use crate::data::{BosPolicy, Corpus, PackSettings, locate_data};
+use crate::data::{BosPolicy, Corpus, PackSettings, Tokenizer, locate_data};
 use crate::dictionary::Metadata;
 use crate::model::{HookPlan, HookPoint};
 use crate::store::filter::{FilterSettings, KeptRows};
@@ -22,9 +22,12 @@ use super::super::open::{self, Opened};
 use super::super::render::Ui;
 use super::super::steer::MAX_NORM_KEY;
 
+/// What waiting rows may take unless told otherwise.
+const BUFFER_BYTES: u64 = 2 << 30;
+
 /// Flags that say where rows come from.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct RowArgs {
+pub(in super::super) struct RowArgs {
     /// Cached activations to learn from.
     #[arg(long, value_name = "DIR", required_unless_present = "model")]
     cache: Option<PathBuf>,
@@ -37,6 +40,18 @@ pub(super) struct RowArgs {
     /// Hook point to learn from; needed where a cache holds several, and with --model.
     #[arg(long, value_name = "NAME")]
     hook: Option<String>,
+    #[command(flatten)]
+    stream: StreamArgs,
+    /// Share of the sequences, the last ones, that is kept for measuring and never trained on.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    held_out: f64,
+    #[command(flatten)]
+    filter: FilterArgs,
+}
+
+/// Flags that say how a running model gives rows.
+#[derive(Debug, Clone, clap::Args)]
+pub(in super::super) struct StreamArgs {
     /// With --model: tokens in a sequence.
     #[arg(long, value_name = "N", default_value_t = 256, requires = "model")]
     context_size: usize,
@@ -54,27 +69,23 @@ pub(super) struct RowArgs {
     #[arg(long, requires = "model")]
     no_bos: bool,
     /// With --model: rows in memory at most, to shuffle and to run ahead; more mixes better and takes more memory.
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_BUFFER_ROWS, value_parser = count, requires = "model")]
-    buffer_rows: u64,
+    /// 262,144 when absent, or as many as fit into 2 GB.
+    #[arg(long, value_name = "N", value_parser = count, requires = "model")]
+    buffer_rows: Option<u64>,
     /// With --model: number type of these rows: f32, f16 or bf16.
     #[arg(long, value_name = "DTYPE", default_value_t = DtypeChoice::F16, requires = "model")]
     buffer_dtype: DtypeChoice,
-    /// Share of the sequences, the last ones, that is kept for measuring and never trained on.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
-    held_out: f64,
-    #[command(flatten)]
-    filter: FilterArgs,
 }
 
 /// Where rows come from, opened and checked, before anything is computed.
-pub(super) struct Origin<'a> {
+pub(in super::super) struct Origin<'a> {
     args: &'a RowArgs,
     seed: u64,
     kind: Kind,
     /// Name and width of each hook.
-    pub(super) hooks: Vec<(String, usize)>,
+    pub(in super::super) hooks: Vec<(String, usize)>,
     /// What the run depends on, with content hashes.
-    pub(super) inputs: Vec<InputRecord>,
+    pub(in super::super) inputs: Vec<InputRecord>,
 }
 
 enum Kind {
@@ -83,18 +94,29 @@ enum Kind {
 }
 
 /// Rows ready to be learned from.
-pub(super) struct Ready<'a> {
-    pub(super) training: Box<dyn RowSource + 'a>,
-    pub(super) heldout: Option<Box<dyn RowSource + 'a>>,
+pub(in super::super) struct Ready<'a> {
+    pub(in super::super) training: Box<dyn RowSource + 'a>,
+    pub(in super::super) heldout: Option<Box<dyn RowSource + 'a>>,
     /// Which rows count, for each hook of a cache or once for a stream.
-    pub(super) positions: Vec<Value>,
+    pub(in super::super) positions: Vec<Value>,
     /// What a dictionary of each hook says about where it belongs.
-    pub(super) metadata: Vec<Metadata>,
+    pub(in super::super) metadata: Vec<Metadata>,
+    /// The held-out text of a running model.
+    pub(in super::super) text: Option<HeldOutText>,
+}
+
+/// Text that a stream holds out from training.
+pub(in super::super) struct HeldOutText {
+    pub(in super::super) tokenizer: Arc<Tokenizer>,
+    pub(in super::super) corpus: Arc<Corpus>,
+    pub(in super::super) pack: PackSettings,
+    /// Its sequences, by number.
+    pub(in super::super) sequences: std::ops::Range<u64>,
 }
 
 impl<'a> Origin<'a> {
     /// Opens what the flags name, for the hooks `wanted`, each once: `None` is the one of `--hook` or the only one.
-    pub(super) fn open(
+    pub(in super::super) fn open(
         args: &'a RowArgs,
         wanted: &[Option<String>],
         seed: u64,
@@ -140,17 +162,17 @@ impl<'a> Origin<'a> {
         };
         let hooks = names.iter().copied().map(resolve).collect::<Result<Vec<_>>>()?;
         let width = |hook: &HookPoint| hook.site.width(&config).unwrap_or(1);
-        let hook_names = hooks.iter().map(|hook| (hook.to_string(), width(hook))).collect();
+        let hook_names: Vec<(String, usize)> = hooks.iter().map(|hook| (hook.to_string(), width(hook))).collect();
         let mut paths = Vec::new();
         for data in &args.data {
             paths.extend(locate_data(data, ui.progress())?);
         }
-        let corpus = Corpus::open(&paths, &args.text_field)?;
-        let dtype = args.model_dtype.unwrap_or_else(|| open::fast_dtype(common.device));
+        let corpus = Corpus::open(&paths, &args.stream.text_field)?;
+        let dtype = args.stream.model_dtype.unwrap_or_else(|| open::fast_dtype(common.device));
         let weights = files.weights_hash()?;
         let plan = hooks.iter().fold(HookPlan::new(), |plan, &hook| plan.capture(hook));
         let opened = open::open_for(&plan, &files, dtype, common.device)?;
-        args.stream(hooks.clone(), seed, None).check(&opened.model)?;
+        args.settings(hooks.clone(), buffer_rows(&args.stream, &hook_names), seed, None).check(&opened.model)?;
         let mut inputs = vec![
             input("model", model.to_owned(), &weights),
             input("tokenizer", model.to_owned(), opened.tokenizer.hash()),
@@ -161,8 +183,9 @@ impl<'a> Origin<'a> {
     }
 
     /// What the order and the values of the rows depend on beside the inputs.
-    pub(super) fn settings(&self) -> Value {
-        let RowArgs { context_size, model_batch_size, text_field, buffer_rows, buffer_dtype, held_out, .. } = self.args;
+    pub(in super::super) fn settings(&self) -> Value {
+        let RowArgs { stream, held_out, .. } = self.args;
+        let StreamArgs { context_size, model_batch_size, text_field, buffer_dtype, .. } = stream;
         let names: Vec<&str> = self.hooks.iter().map(|(name, _)| name.as_str()).collect();
         let mut all = json!({
             "hook": names.join(","),
@@ -176,7 +199,7 @@ impl<'a> Origin<'a> {
                 "model_batch_size": model_batch_size,
                 "model_dtype": dtype,
                 "text_field": text_field,
-                "buffer_rows": buffer_rows,
+                "buffer_rows": buffer_rows(stream, &self.hooks),
                 "buffer_dtype": buffer_dtype,
             });
             all.insert("live".into(), live);
@@ -185,7 +208,7 @@ impl<'a> Origin<'a> {
     }
 
     /// Chooses rows, and says which. `rows` is how many training wants, where that is known.
-    pub(super) fn begin<'p>(self, rows: Option<u64>, ui: &Ui, progress: &'p dyn Progress) -> Result<Ready<'p>> {
+    pub(in super::super) fn begin<'p>(self, rows: Option<u64>, ui: &Ui, progress: &'p dyn Progress) -> Result<Ready<'p>> {
         let Self { args, seed, kind, hooks: names, .. } = self;
         match kind {
             Kind::Cache { reader, hooks } => {
@@ -202,40 +225,82 @@ impl<'a> Origin<'a> {
                 let metadata = reports.iter().zip(names).map(|(report, (name, _))| of_cache(&reader, name, report));
                 let metadata = metadata.collect();
                 let positions = reports.iter().map(|report| json!(report)).collect();
-                Ok(Ready { training: Box::new(training), heldout, positions, metadata })
+                Ok(Ready { training: Box::new(training), heldout, positions, metadata, text: None })
             }
             Kind::Live { opened, corpus, hooks, .. } => {
                 let Opened { model, tokenizer } = *opened;
                 let bos = tokenizer.prefix(args.bos()).is_some();
                 let data: Vec<String> = corpus.files().iter().map(|f| f.path.display().to_string()).collect();
-                let settings = args.stream(hooks, seed, rows);
-                let live = Live::open(Arc::new(model), Arc::new(tokenizer), Arc::new(corpus), &settings, progress)?;
+                let settings = args.settings(hooks, buffer_rows(&args.stream, &names), seed, rows);
+                let (tokenizer, corpus) = (Arc::new(tokenizer), Arc::new(corpus));
+                let (own_tokenizer, own_corpus) = (Arc::clone(&tokenizer), Arc::clone(&corpus));
+                let live = Live::open(Arc::new(model), tokenizer, corpus, &settings, progress)?;
                 ui.say(live.report());
+                let text = HeldOutText {
+                    tokenizer: own_tokenizer,
+                    corpus: own_corpus,
+                    pack: settings.pack,
+                    sequences: live.report().split.held_out(),
+                };
                 let metadata =
                     (0..).zip(names).map(|(i, (name, _))| args.of_stream(name, i, bos, &data, live.report()));
                 let metadata = metadata.collect();
                 let heldout = live.held_out(progress).map(|source| Box::new(source) as Box<dyn RowSource + 'p>);
                 let positions = vec![json!(live.report())];
-                Ok(Ready { training: Box::new(live.training(progress)), heldout, positions, metadata })
+                Ok(Ready { training: Box::new(live.training(progress)), heldout, positions, metadata, text: Some(text) })
             }
         }
     }
 }
 
+/// Rows that are kept in memory: as told, or [`DEFAULT_BUFFER_ROWS`] where they fit into [`BUFFER_BYTES`].
+fn buffer_rows(stream: &StreamArgs, hooks: &[(String, usize)]) -> u64 {
+    stream.buffer_rows.unwrap_or_else(|| {
+        let values: usize = hooks.iter().map(|(_, width)| width).sum();
+        (BUFFER_BYTES / (values * stream.bytes_of_a_value()).max(1) as u64).clamp(1, DEFAULT_BUFFER_ROWS)
+    })
+}
+
+impl StreamArgs {
+    fn bytes_of_a_value(&self) -> usize {
+        if self.buffer_dtype == DtypeChoice::F32 { 4 } else { 2 }
+    }
+}
+
+impl Origin<'_> {
+    /// Bytes that rows take while they wait in memory.
+    pub(in super::super) fn buffer_bytes(&self) -> u64 {
+        let values: usize = self.hooks.iter().map(|(_, width)| width).sum();
+        buffer_rows(&self.args.stream, &self.hooks) * (values * self.args.stream.bytes_of_a_value()) as u64
+    }
+}
+
 impl RowArgs {
-    fn bos(&self) -> BosPolicy {
-        if self.no_bos { BosPolicy::Never } else { BosPolicy::Prepend }
+    /// Rows of a running model, of hooks that are named elsewhere.
+    pub(in super::super) fn streamed(
+        model: &str,
+        data: &[String],
+        stream: &StreamArgs,
+        held_out: f64,
+        filter: &FilterArgs,
+    ) -> Self {
+        let (model, data) = (Some(model.to_owned()), data.to_vec());
+        Self { cache: None, model, data, hook: None, stream: stream.clone(), held_out, filter: filter.clone() }
     }
 
-    fn stream(&self, hooks: Vec<HookPoint>, seed: u64, rows: Option<u64>) -> LiveSettings {
+    fn bos(&self) -> BosPolicy {
+        if self.stream.no_bos { BosPolicy::Never } else { BosPolicy::Prepend }
+    }
+
+    fn settings(&self, hooks: Vec<HookPoint>, buffer_rows: u64, seed: u64, rows: Option<u64>) -> LiveSettings {
         LiveSettings {
             hooks,
-            pack: PackSettings { context_size: self.context_size, bos: self.bos() },
-            batch_size: self.model_batch_size,
+            pack: PackSettings { context_size: self.stream.context_size, bos: self.bos() },
+            batch_size: self.stream.model_batch_size,
             filter: self.filter.settings(),
             held_out: self.held_out,
-            buffer_rows: self.buffer_rows,
-            dtype: self.buffer_dtype,
+            buffer_rows,
+            dtype: self.stream.buffer_dtype,
             seed,
             rows,
         }
@@ -246,7 +311,7 @@ impl RowArgs {
         let metadata = Metadata {
             model_name: self.model.clone(),
             hook_name: Some(name),
-            context_size: Some(self.context_size),
+            context_size: Some(self.stream.context_size),
             prepend_bos: Some(bos),
             dataset_path: Some(data.join(",")),
             ..Metadata::default()

@@ -80,6 +80,7 @@ impl Sweep {
         let member = |(entry, hook): (&SweepEntry, usize)| Member {
             name: entry.name.clone(),
             hook,
+            target: None,
             settings: entry.settings.clone(),
             metadata: metadata[hook].clone(),
         };
@@ -105,7 +106,7 @@ pub(super) fn run(args: &Args, file: &Path, common: &Common, ui: &Ui) -> Result<
     };
     let own: Vec<(String, RunRecord)> = sweep.each().map(own).collect();
     let wanted = sweep.entries.first().and_then(|entry| wanted_rows(&entry.settings));
-    let Ready { mut training, mut heldout, positions, metadata } = origin.begin(wanted, ui, ui.progress())?;
+    let Ready { mut training, mut heldout, positions, metadata, text: _ } = origin.begin(wanted, ui, ui.progress())?;
     write_json(&artifact.dir().join(RECORD), &record)?;
     let ends = train_sweep(SweepRun {
         source: &mut *training,

@@ -76,6 +76,19 @@ impl Activation {
         Self::GroupMax(d_sae / k.max(1))
     }
 
+    /// The name of its architecture.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Relu => "relu",
+            Self::TopK(_) => "topk",
+            Self::AbsTopK(_) => "abstopk",
+            Self::JumpRelu(_) => "jumprelu",
+            Self::JumpIdentity(_) => "jumprelu without ReLU",
+            Self::Gated(_) => "gated",
+            Self::GroupMax(_) => "groupmax",
+        }
+    }
+
     /// The activation of `config`, from its stored tensors by name.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::base::{Error, Result};
 use crate::dictionary::metadata::is_version_6_or_later;
 use crate::dictionary::{Architecture, DictionaryConfig, Metadata, NormalizeActivations, ReshapeActivations};
 
-/// Architectures of SAELens that are read.
+/// Architectures of SAELens that are read, and two transcoders that it lacks, with names as its others have.
 const NAMES: &[&str] = &[
     "standard",
     "topk",
@@ -21,6 +21,8 @@ const NAMES: &[&str] = &[
     "skip_transcoder",
     "jumprelu_transcoder",
     "jumprelu_skip_transcoder",
+    "topk_transcoder",
+    "topk_skip_transcoder",
     "batchtopk",
     "matryoshka_batchtopk",
 ];
@@ -159,7 +161,7 @@ fn architecture(cfg: &Map<String, Value>, base: &str, d_sae: usize, path: &Path)
     };
     let rescale_acts_by_decoder_norm = rescale.unwrap_or(false);
     let architecture = match base {
-        "topk" => Architecture::TopK { k: k()?, rescale_acts_by_decoder_norm },
+        "topk" | "topk_skip" => Architecture::TopK { k: k()?, rescale_acts_by_decoder_norm },
         "abstopk" => Architecture::AbsTopK { k: k()?, rescale_acts_by_decoder_norm },
         "gated" => Architecture::Gated,
         "jumprelu" | "jumprelu_skip" => Architecture::JumpRelu,

@@ -62,6 +62,9 @@ fn saelens_name(dictionary: &Dictionary) -> Result<&'static str> {
         (Architecture::JumpRelu, true, false) => Some("jumprelu_transcoder"),
         (Architecture::JumpRelu, true, true) => Some("jumprelu_skip_transcoder"),
         (Architecture::TopK { .. }, false, false) => Some("topk"),
+        // SAELens trains no such transcoders; the names follow its others'.
+        (Architecture::TopK { .. }, true, false) => Some("topk_transcoder"),
+        (Architecture::TopK { .. }, true, true) => Some("topk_skip_transcoder"),
         (Architecture::AbsTopK { .. }, false, false) => Some("abstopk"),
         (Architecture::Gated, false, false) => Some("gated"),
         _ => None,

@@ -216,7 +216,9 @@ pub(super) fn gathered_norms(mut dictionary: Dictionary) -> Dictionary {
     dictionary.w_enc.chunks_exact_mut(norms.len().max(1)).for_each(scale);
     scale(&mut dictionary.b_enc);
     for (row, norm) in dictionary.w_dec.chunks_exact_mut(d_out.max(1)).zip(&norms).filter(|(_, norm)| **norm > 0.0) {
-        row.iter_mut().for_each(|w| *w /= norm);
+        for w in row {
+            *w /= norm;
+        }
     }
     let rescale_acts_by_decoder_norm = false;
     (dictionary.config.architecture, dictionary.activation) = match dictionary.config.architecture {

@@ -25,6 +25,11 @@ impl WeightFile {
         Arc::new(Self { path: path.into(), map, read: AtomicU64::new(0) })
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes of weights that were read so far; what was read twice counts twice.
     pub(crate) fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
@@ -87,6 +92,14 @@ impl Floats {
             len,
             store: Store::File { file: Arc::clone(file), start, number },
         })
+    }
+
+    /// The same, called those of a layer where they are in no file.
+    pub(super) fn of_layer(self, layer: usize) -> Self {
+        match self.store {
+            Store::Memory(_) => Self { name: format!("{} of layer {layer}", self.name).into(), ..self },
+            Store::File { .. } => self,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -106,7 +106,9 @@ impl EncoderWeights {
                 self.activation.emit(product, &self.bias[first..first + width], first as u32, row);
             }
         }
-        picked.iter_mut().for_each(|row| self.activation.finish_row(row));
+        for row in &mut picked {
+            self.activation.finish_row(row);
+        }
         Ok(picked)
     }
 
@@ -230,10 +232,8 @@ impl Layer {
         let Some(skip) = &self.skip else { return Ok(()) };
         let (d_in, d_out) = (self.encoder.d, self.b_dec.len());
         let weight = skip.weight.whole()?;
-        let matrix = match skip.input_first {
-            true => Matrix::new(&weight, d_in, d_out),
-            false => Matrix::new(&weight, d_out, d_in).t(),
-        };
+        let matrix =
+            if skip.input_first { Matrix::new(&weight, d_in, d_out) } else { Matrix::new(&weight, d_out, d_in).t() };
         let skipped = gemm::multiply(Matrix::new(x, x.len() / d_in.max(1), d_in), matrix);
         out.iter_mut().zip(&skipped).for_each(|(out, skipped)| *out += skipped);
         Ok(())

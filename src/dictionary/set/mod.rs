@@ -13,6 +13,7 @@
 //! asked for, and nothing of either is kept. Biases and thresholds are in memory.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 mod build;
 mod floats;
@@ -82,6 +83,28 @@ impl TranscoderSet {
     /// What it is.
     pub fn config(&self) -> &SetConfig {
         &self.config
+    }
+
+    /// The same set, said to be for another model.
+    #[must_use]
+    pub fn with_model_name(mut self, name: &str) -> Self {
+        self.config.model_name = Some(name.into());
+        self
+    }
+
+    /// What it is and where it belongs, in one line.
+    pub fn summary(&self) -> String {
+        let SetConfig { kind, ref model_name, input, output, n_layers, d_model, d_transcoder, .. } = self.config;
+        let activation = self.layers.first().map_or("", |layer| layer.encoder.activation.name());
+        let skip = if self.has_skip() { " with a linear connection" } else { "" };
+        let model = model_name.as_ref().map(|name| format!(" of {name}")).unwrap_or_default();
+        format!(
+            "{} ({activation}{skip}), {n_layers} layers of {d_transcoder} features, from {} to {} of width {d_model}\
+             {model}",
+            kind.title(),
+            input.name(),
+            output.name()
+        )
     }
 
     /// How pre-activations of `layer` become activations.
@@ -184,7 +207,7 @@ impl TranscoderSet {
 
     /// Bytes of weights that were read from files so far; what was read twice counts twice.
     pub fn bytes_read(&self) -> u64 {
-        self.files().iter().map(|file| file.bytes_read()).sum()
+        self.weight_files().iter().map(|file| file.bytes_read()).sum()
     }
 
     /// Bytes of all weights where they are stored, biases and thresholds left out.
@@ -246,8 +269,13 @@ impl TranscoderSet {
         })
     }
 
+    /// The files that weights are in.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.weight_files().into_iter().map(|file| file.path().into()).collect()
+    }
+
     /// Every file once.
-    fn files(&self) -> Vec<&WeightFile> {
+    fn weight_files(&self) -> Vec<&WeightFile> {
         let mut files: Vec<&WeightFile> = Vec::new();
         for file in self.layers.iter().flat_map(Layer::tensors).filter_map(Floats::source) {
             if !files.iter().any(|known| std::ptr::eq(*known, file.as_ref())) {

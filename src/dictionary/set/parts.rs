@@ -68,8 +68,8 @@ impl Parts {
         };
         let Self { config, encoder, by_feature, b_enc, decoder, b_dec, activation, skip } = parts;
         Ok(Layer {
-            encoder: EncoderWeights::new(encoder, by_feature, config.d_in, b_enc, activation),
-            decoders: vec![Rows::of_matrix(decoder, config.d_out)],
+            encoder: EncoderWeights::new(encoder.of_layer(layer), by_feature, config.d_in, b_enc, activation),
+            decoders: vec![Rows::of_matrix(decoder.of_layer(layer), config.d_out)],
             b_dec,
             skip,
         })

@@ -11,6 +11,7 @@ use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::dead::Activity;
+use super::finish::Scales;
 use super::parameters::{Parameters, State};
 use super::settings::TrainPlan;
 use crate::base::mapped::Mapped;
@@ -34,6 +35,9 @@ pub(super) struct Header {
     pub(super) step: u64,
     /// The input scale.
     pub(super) scale: f32,
+    /// The scales of the rows that a transcoder reconstructs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) output_scales: Vec<f32>,
     /// Length of `metrics.jsonl`.
     pub(super) metrics_bytes: u64,
     /// Features started again so far.
@@ -61,7 +65,7 @@ pub(super) struct Checkpoint {
 pub(super) fn write(
     dir: &Path,
     plan: &TrainPlan,
-    (scale, metrics_bytes, resampled): (f32, u64, u64),
+    (scales, metrics_bytes, resampled): (&Scales, u64, u64),
     state: &State,
     activity: &Activity,
 ) -> Result<()> {
@@ -71,7 +75,8 @@ pub(super) fn write(
         version: VERSION,
         plan: plan.clone(),
         step: *step,
-        scale,
+        scale: scales.input,
+        output_scales: scales.outputs.clone(),
         metrics_bytes,
         resampled,
         threshold: *threshold,
@@ -141,9 +146,9 @@ fn read(path: &Path) -> Result<Checkpoint> {
         let remedy = "continue with the program that wrote it";
         return Err(Error::malformed(WHAT, path, format!("version {VERSION}"), found, remedy));
     }
-    let (d, f) = (header.plan.d_in, header.plan.d_sae);
+    let (shape, f) = (header.plan.shape(), header.plan.d_sae);
     let parameters = |group: &str| -> Result<Parameters> {
-        let mut parameters = Parameters::zeros(header.plan.arch, d, f);
+        let mut parameters = Parameters::zeros(header.plan.arch, shape);
         let named: Vec<(&str, Vec<usize>)> = parameters.tensors().into_iter().map(|(n, s, _)| (n, s)).collect();
         for (to, (name, shape)) in parameters.tensors_mut().into_iter().zip(named) {
             let bytes = file.bytes(&format!("{group}.{name}"), Dtype::F32, &shape)?;

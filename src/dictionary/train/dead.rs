@@ -3,16 +3,15 @@
 //! A feature that has not fired for a window of steps gets no gradient and would stay dead. It is started again at
 //! rows that the dictionary reconstructs badly, drawn with probability proportional to their squared error: its
 //! decoder row points along the row's residual, its encoder row too, and its Adam moments are zero (after Bricken et
-//! al. 2023, appendix "Neuron resampling", which uses the row itself).
+//! al. 2023, appendix "Neuron resampling", which uses the row itself). In a transcoder the encoder row points along
+//! the row that is encoded.
 
 use rand::Rng;
 
-use super::finish;
-use super::parameters::State;
+use super::parameters::{Shape, State};
 use super::settings::{Method, TrainPlan};
-use crate::base::{Result, rng};
-use crate::dictionary::Metadata;
-use crate::dictionary::encoder::centered;
+use crate::base::rng;
+use crate::dictionary::metrics::column_sums;
 use crate::ops::{dot, squared_norm};
 
 /// Encoder rows start again at this share of the mean encoder norm of living features (Bricken et al. 2023).
@@ -74,34 +73,39 @@ impl Activity {
     }
 }
 
-/// Starts some of the `dead` features again at rows of the batch `x`, `[n, d]`; gives those it started, at most one a
-/// row.
-///
-/// # Errors
-/// Those of the dictionary that the weights amount to.
-pub(super) fn resample(state: &mut State, plan: &TrainPlan, dead: &[u32], x: &[f32]) -> Result<Vec<u32>> {
-    let d = state.weights.width;
-    let centered = centered(x, Some(&state.weights.b_dec));
-    let mut residuals = finish::dictionary(state, plan, 1.0, Metadata::default())?.reconstruct(x)?;
-    residuals.iter_mut().zip(x).for_each(|(y, x)| *y = x - *y);
-    let errors: Vec<f32> = residuals.chunks_exact(d).map(squared_norm).collect();
+/// What a batch says to features that start again.
+pub(super) struct Rows<'a> {
+    /// Scaled rows, `[n, d_in]`.
+    pub(super) x: &'a [f32],
+    /// What the dictionary leaves over of its target, `[n, decoder]`.
+    pub(super) residuals: &'a [f32],
+}
+
+/// Starts some of the `dead` features again at rows of a batch; gives those it started, at most one a row.
+pub(super) fn resample(state: &mut State, plan: &TrainPlan, dead: &[u32], batch: &Rows<'_>) -> Vec<u32> {
+    let Shape { d_in, decoder, transcoder, .. } = state.weights.shape;
+    let center = if transcoder { mean_row(batch.x, d_in) } else { state.weights.b_dec.clone() };
+    let errors: Vec<f32> = batch.residuals.chunks_exact(decoder).map(squared_norm).collect();
     let most = (state.weights.b_enc.len() / MOST_REVIVED).max(1);
     let rows = draw(&errors, dead.len().min(most), plan.seed, state.step);
-    let encoder_norm = ENCODER_SHARE * mean_norm(&state.weights.w_enc, d, dead);
-    let decoder_norm = mean_norm(&state.weights.w_dec, d, dead);
+    let encoder_norm = ENCODER_SHARE * mean_norm(&state.weights.w_enc, d_in, dead);
+    let decoder_norm = mean_norm(&state.weights.w_dec, decoder, dead);
     let revived: Vec<u32> = dead.iter().copied().take(rows.len()).collect();
     for (&feature, row) in revived.iter().zip(rows) {
         let feature = feature as usize;
-        let span = feature * d..(feature + 1) * d;
-        let length = errors[row].sqrt();
-        let direction = residuals[row * d..][..d].iter().map(|r| r / length);
+        let residual = &batch.residuals[row * decoder..][..decoder];
+        let centered: Vec<f32> = batch.x[row * d_in..][..d_in].iter().zip(&center).map(|(x, c)| x - c).collect();
+        // What a transcoder's feature reads and what it writes are different spaces.
+        let read = if transcoder { &centered } else { residual };
+        let (w_enc, w_dec) = (feature * d_in..(feature + 1) * d_in, feature * decoder..(feature + 1) * decoder);
         let State { weights, first, second, .. } = state;
-        for (i, direction) in span.clone().zip(direction) {
-            weights.w_enc[i] = direction * encoder_norm;
-            weights.w_dec[i] = direction * decoder_norm;
-        }
-        let excitation = dot(&weights.w_enc[span.clone()], &centered[row * d..][..d]);
+        point(&mut weights.w_enc[w_enc.clone()], read, encoder_norm);
+        point(&mut weights.w_dec[w_dec.clone()], residual, decoder_norm);
+        let excitation = dot(&weights.w_enc[w_enc.clone()], &centered);
         weights.b_enc[feature] = -BIAS_SHARE * excitation.max(0.0);
+        if transcoder {
+            weights.b_enc[feature] -= dot(&weights.w_enc[w_enc.clone()], &center);
+        }
         for (name, own) in &mut weights.own {
             own[feature] = match (*name, &plan.method) {
                 ("threshold", Method::JumpRelu { init_threshold, .. }) => *init_threshold as f32,
@@ -111,12 +115,23 @@ pub(super) fn resample(state: &mut State, plan: &TrainPlan, dead: &[u32], x: &[f
         }
         for moments in [first, second] {
             moments.own.iter_mut().for_each(|(_, own)| own[feature] = 0.0);
-            moments.w_enc[span.clone()].fill(0.0);
-            moments.w_dec[span.clone()].fill(0.0);
+            moments.w_enc[w_enc.clone()].fill(0.0);
+            moments.w_dec[w_dec.clone()].fill(0.0);
             moments.b_enc[feature] = 0.0;
         }
     }
-    Ok(revived)
+    revived
+}
+
+/// Gives `row` the direction of `direction` and the norm `norm`.
+fn point(row: &mut [f32], direction: &[f32], norm: f32) {
+    let length = squared_norm(direction).sqrt().max(f32::MIN_POSITIVE);
+    row.iter_mut().zip(direction).for_each(|(w, x)| *w = x / length * norm);
+}
+
+fn mean_row(x: &[f32], d: usize) -> Vec<f32> {
+    let n = (x.len() / d).max(1) as f64;
+    column_sums(x, d).into_iter().map(|sum| (sum / n) as f32).collect()
 }
 
 /// At most `count` distinct rows with positive error, drawn with probability proportional to it: the rows with the
@@ -144,10 +159,12 @@ fn mean_norm(rows: &[f32], d: usize, dead: &[u32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::finish::{self, Scales};
     use super::super::method::L1;
     use super::super::parameters::Parameters;
     use super::super::step::active_pairs;
     use super::*;
+    use crate::dictionary::Metadata;
     use crate::dictionary::train::TrainSettings;
     use crate::ops::gemm::tests::numbers;
 
@@ -167,14 +184,17 @@ mod tests {
         let (d, f) = (6, 2 * MOST_REVIVED);
         let settings = TrainSettings { d_sae: Some(f), ..TrainSettings::default() };
         let plan = settings.plan(d, 8).unwrap();
-        let mut state = State::new(Parameters::initial(plan.arch, (d, f), 0.1, vec![0.0; d], 3));
+        let mut state = State::new(Parameters::initial(plan.arch, plan.shape(), 0.1, vec![0.0; d], 3));
         for dead in [2, 4, 9] {
             state.weights.b_enc[dead] = -100.0;
         }
         state.first.w_enc.fill(1.0);
         let x = numbers(8 * d, "x");
         let before = state.clone();
-        assert_eq!(resample(&mut state, &plan, &[2, 4, 9], &x).unwrap(), [2, 4], "one in {MOST_REVIVED} at once");
+        let now = finish::dictionary(&state, &plan, &Scales::unit(0), Metadata::default()).unwrap();
+        let residuals: Vec<f32> = x.iter().zip(now.reconstruct(&x).unwrap()).map(|(x, y)| x - y).collect();
+        let rows = Rows { x: &x, residuals: &residuals };
+        assert_eq!(resample(&mut state, &plan, &[2, 4, 9], &rows), [2, 4], "one in {MOST_REVIVED} at once");
         let norms = state.weights.decoder_norms();
         let codes = active_pairs(&state.weights, &L1 { norms: &norms }, &x);
         for feature in [2, 4] {
@@ -184,7 +204,7 @@ mod tests {
         assert_eq!(state.weights.w_enc[..2 * d], before.weights.w_enc[..2 * d]);
         assert_eq!((state.first.w_enc[2 * d], state.first.w_enc[d]), (0.0, 1.0));
         let mut again = before.clone();
-        resample(&mut again, &plan, &[2, 4, 9], &x).unwrap();
+        resample(&mut again, &plan, &[2, 4, 9], &rows);
         assert_eq!(again, state, "the same seed and step");
     }
 }

@@ -6,7 +6,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use super::loss::Loss;
 use super::method::SparsityLoss;
 use super::optimiser::{clip_factor, scalars};
-use super::parameters::{Parameters, State};
+use super::parameters::{Parameters, Shape, State};
 use super::settings::{Method, Top, TrainPlan};
 use super::step::{BatchReport, StepInput};
 use crate::base::{Error, Result};
@@ -16,7 +16,7 @@ use crate::ops::compact::{TopK, rank};
 /// Weights and moments on a device, in the order of [`Parameters::tensors`].
 #[derive(Debug)]
 pub(super) struct DenseState {
-    width: usize,
+    shape: Shape,
     own: Vec<&'static str>,
     weights: Vec<Var>,
     first: Vec<Tensor>,
@@ -40,7 +40,8 @@ struct Forward {
 
 /// One batch on the device.
 struct Batch<'a> {
-    x: Tensor,
+    /// What features and `b_dec` are to reconstruct.
+    target: Tensor,
     centered: Tensor,
     pre: Tensor,
     w_enc: &'a Tensor,
@@ -61,7 +62,7 @@ impl DenseState {
         };
         let weights = copy(&state.weights)?.iter().map(Var::from_tensor).collect::<Result<_, _>>()?;
         Ok(Self {
-            width: state.weights.width,
+            shape: state.weights.shape,
             own: state.weights.own.iter().map(|(name, _)| *name).collect(),
             weights,
             first: copy(&state.first)?,
@@ -92,7 +93,8 @@ impl DenseState {
         let mut next = || values.next().unwrap_or_default();
         let (w_enc, b_enc, w_dec, b_dec) = (next(), next(), next(), next());
         let own = self.own.iter().map(|name| (*name, next())).collect();
-        Ok(Parameters { width: self.width, w_enc, b_enc, w_dec, b_dec, own })
+        let w_skip = if self.shape.skip { next() } else { Vec::new() };
+        Ok(Parameters { shape: self.shape, w_enc, b_enc, w_dec, b_dec, w_skip, own })
     }
 
     /// One training step.
@@ -102,7 +104,7 @@ impl DenseState {
         let step = scalars(self.step, learning_rate, clip_factor(report.squared_gradient.sqrt()));
         for (i, gradient) in gradients.iter().enumerate() {
             let (mut weight, first, second) = adam(&self.weights[i], &self.first[i], &self.second[i], gradient, step)?;
-            if i >= 4 && self.own[i - 4] == "threshold" {
+            if i >= 4 && self.own.get(i - 4) == Some(&"threshold") {
                 weight = weight.relu()?;
             }
             self.weights[i].set(&weight)?;
@@ -117,12 +119,21 @@ impl DenseState {
             return Err(no_gradient("four tensors"));
         };
         let (w_enc, b_enc, w_dec, b_dec) = (w_enc.as_tensor(), b_enc.as_tensor(), w_dec.as_tensor(), b_dec.as_tensor());
-        let n = input.x.len() / self.width;
-        let x = Tensor::from_slice(input.x, (n, self.width), b_dec.device())?;
-        let centered = x.broadcast_sub(b_dec)?;
+        let own = &own[..self.own.len()];
+        let Shape { d_in, d_out, transcoder, skip, .. } = self.shape;
+        let n = input.x.len() / d_in;
+        let x = Tensor::from_slice(input.x, (n, d_in), b_dec.device())?;
+        let centered = if transcoder { x.clone() } else { x.broadcast_sub(b_dec)? };
+        let mut target = match input.target {
+            Some(target) => Tensor::from_slice(target, (n, d_out), b_dec.device())?,
+            None => x.clone(),
+        };
+        if let (true, Some(w_skip)) = (skip, self.weights.last()) {
+            target = (target - x.matmul(&w_skip.t()?)?)?;
+        }
         let pre = centered.matmul(&w_enc.t()?)?.broadcast_add(b_enc)?;
         let norms = w_dec.sqr()?.sum(D::Minus1)?.sqrt()?;
-        let batch = Batch { x, centered, pre, w_enc, b_enc, w_dec, b_dec, own, norms, n };
+        let batch = Batch { target, centered, pre, w_enc, b_enc, w_dec, b_dec, own, norms, n };
         let Forward { z, sparsity, auxiliary, least } = batch.forward(plan, input)?;
         let mse = batch.squared_error(&batch.decode(&z)?)?;
         let coefficient = input.coefficient * self.penalty_scale;
@@ -170,7 +181,7 @@ impl Batch<'_> {
     }
 
     fn squared_error(&self, reconstruction: &Tensor) -> Result<Tensor> {
-        Ok(((reconstruction - &self.x)?.sqr()?.sum_all()? / self.n as f64)?)
+        Ok(((reconstruction - &self.target)?.sqr()?.sum_all()? / self.n as f64)?)
     }
 
     fn forward(&self, plan: &TrainPlan, input: StepInput<'_>) -> Result<Forward> {
@@ -257,7 +268,7 @@ impl Batch<'_> {
             forward.auxiliary.push(self.squared_error(&part)?);
         }
         if !input.dead.is_empty() && top.aux_coefficient > 0.0 && top.k_aux > 0 {
-            let residual = (&self.x - self.decode(&z)?)?.detach();
+            let residual = (&self.target - self.decode(&z)?)?.detach();
             let dead = Tensor::from_slice(input.dead, input.dead.len(), self.pre.device())?;
             let (w_enc, b_enc) = (self.w_enc.index_select(&dead, 0)?, self.b_enc.index_select(&dead, 0)?);
             let pre = self.centered.matmul(&w_enc.t()?)?.broadcast_add(&b_enc)?;
@@ -318,6 +329,9 @@ fn adam(w: &Tensor, m: &Tensor, v: &Tensor, g: &Tensor, step: AdamStep) -> Resul
     Ok((w, m, v))
 }
 
+#[cfg(test)]
+#[path = "cross_tests.rs"]
+mod cross_tests;
 #[cfg(test)]
 #[path = "dense_tests.rs"]
 mod tests;

@@ -12,7 +12,7 @@ fn f32_settings(arch: TrainArchitecture) -> TrainSettings {
 }
 
 /// Every architecture, with every penalty and every auxiliary loss.
-fn methods() -> Vec<TrainSettings> {
+pub(super) fn methods() -> Vec<TrainSettings> {
     use TrainArchitecture::{BatchTopK, Gated, JumpRelu, Matryoshka, Relu, TopK};
     let jump = || TrainSettings {
         jumprelu_init_threshold: Some(0.3),
@@ -45,7 +45,7 @@ fn methods() -> Vec<TrainSettings> {
 fn example(settings: &TrainSettings, d: usize, f: usize, n: usize) -> (TrainPlan, State, Vec<f32>) {
     let settings = TrainSettings { d_sae: Some(f), batch_size: n, steps: Some(10), ..settings.clone() };
     let plan = settings.plan(d, 1000).unwrap();
-    let mut weights = Parameters::initial(plan.arch, (d, f), 0.5, numbers(d, "b_dec"), 9);
+    let mut weights = Parameters::initial(plan.arch, plan.shape(), 0.5, numbers(d, "b_dec"), 9);
     weights.w_enc = numbers(f * d, "w_enc");
     weights.b_enc = numbers(f, "b_enc");
     for (name, own) in &mut weights.own {
@@ -54,16 +54,43 @@ fn example(settings: &TrainSettings, d: usize, f: usize, n: usize) -> (TrainPlan
     (plan, State::new(weights), numbers(n * d, "x").iter().map(|x| x * 3.0).collect())
 }
 
-fn input<'a>(x: &'a [f32], dead: &'a [u32]) -> StepInput<'a> {
-    StepInput { x, coefficient: 0.7, exponent: 0.8, dead }
+/// The same of a transcoder to rows of width `d_out`, with those rows.
+fn transcoder_example(
+    settings: &TrainSettings,
+    (d, d_out): (usize, usize),
+    f: usize,
+    n: usize,
+) -> (TrainPlan, State, Vec<f32>, Vec<f32>) {
+    let settings = TrainSettings { d_sae: Some(f), batch_size: n, steps: Some(10), ..settings.clone() };
+    let plan = settings.plan_transcoder(d, (d_out, 1), 1000).unwrap();
+    let mut weights = Parameters::initial(plan.arch, plan.shape(), 0.5, numbers(d_out, "b_dec"), 9);
+    for (tensor, name) in weights.tensors_mut().into_iter().zip(["w_enc", "b_enc", "w_dec", "b_dec", "own", "skip"]) {
+        *tensor = numbers(tensor.len(), name);
+    }
+    for (_, own) in &mut weights.own {
+        own.iter_mut().for_each(|x| *x = x.abs());
+    }
+    let rows = |d: usize, name: &str| numbers(n * d, name).iter().map(|x| x * 3.0).collect();
+    (plan, State::new(weights), rows(d, "x"), rows(d_out, "y"))
 }
 
-fn close(a: &[f32], b: &[f32], tolerance: f32) -> bool {
+/// Every architecture that transcoders have, with and without a skip connection.
+fn transcoder_methods() -> Vec<TrainSettings> {
+    let has = |s: &TrainSettings| !matches!(s.arch, TrainArchitecture::Gated | TrainArchitecture::Matryoshka);
+    let all = methods().into_iter().filter(has);
+    all.flat_map(|s| [s.clone(), TrainSettings { skip: true, ..s }]).collect()
+}
+
+fn input<'a>(x: &'a [f32], dead: &'a [u32]) -> StepInput<'a> {
+    StepInput { x, target: None, coefficient: 0.7, exponent: 0.8, dead }
+}
+
+pub(super) fn close(a: &[f32], b: &[f32], tolerance: f32) -> bool {
     let scale = b.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= tolerance * scale.max(1e-3))
 }
 
-fn same_figures(ours: &BatchReport, twin: &BatchReport, tolerance: f64) {
+pub(super) fn same_figures(ours: &BatchReport, twin: &BatchReport, tolerance: f64) {
     let near = |a: f64, b: f64| (a - b).abs() <= tolerance * (1e-3 + b.abs());
     assert!(near(ours.loss.mse, twin.loss.mse), "{:?} {:?}", ours.loss, twin.loss);
     assert!(near(ours.loss.sparsity, twin.loss.sparsity), "{:?} {:?}", ours.loss, twin.loss);
@@ -77,25 +104,43 @@ fn pairs_and_tiles_equal_automatic_differentiation() {
         for (d, f, n) in [(7, 13, 5), (19, 300, 131), (33, 64, 300)] {
             let (plan, state, x) = example(&settings, d, f, n);
             let dead: Vec<u32> = (0..f as u32).filter(|f| f % 5 == 2).collect();
-            let twin = DenseState::upload(&state, &Device::Cpu).unwrap();
-            let (expected, tensors) = twin.gradients(&plan, input(&x, &dead)).unwrap();
-            let expected_gradients = twin.fetch(&tensors.iter().collect::<Vec<_>>()).unwrap();
-            for dense_above in [0.0, 1.0] {
-                let mut workspace = Workspace::new(&state.weights, plan.dtype);
-                workspace.dense_above = dense_above;
-                let report = workspace.gradients(&state, &plan, input(&x, &dead));
-                same_figures(&report, &expected, 1e-4);
-                assert_eq!(report.fired, expected.fired);
-                let pairs = workspace.gradients.tensors().into_iter().zip(expected_gradients.tensors());
-                for ((name, _, ours), (_, _, theirs)) in pairs {
-                    assert!(
-                        close(ours, theirs, 2e-4),
-                        "{name} of {:?} with d {d}, f {f}, n {n}, tiles {}",
-                        plan.method,
-                        dense_above == 0.0
-                    );
-                }
-            }
+            both_ways_equal_the_twin(&plan, &state, input(&x, &dead));
+        }
+    }
+}
+
+#[test]
+fn gradients_of_transcoders_equal_automatic_differentiation() {
+    for settings in transcoder_methods() {
+        for (d, d_out, f, n) in [(7, 5, 13, 5), (19, 24, 300, 131), (33, 33, 64, 300)] {
+            let (plan, state, x, y) = transcoder_example(&settings, (d, d_out), f, n);
+            let dead: Vec<u32> = (0..f as u32).filter(|f| f % 5 == 2).collect();
+            both_ways_equal_the_twin(&plan, &state, StepInput { target: Some(&y), ..input(&x, &dead) });
+        }
+    }
+}
+
+fn both_ways_equal_the_twin(plan: &TrainPlan, state: &State, input: StepInput<'_>) {
+    let twin = DenseState::upload(state, &Device::Cpu).unwrap();
+    let (expected, tensors) = twin.gradients(plan, input).unwrap();
+    let expected_gradients = twin.fetch(&tensors.iter().collect::<Vec<_>>()).unwrap();
+    for dense_above in [0.0, 1.0] {
+        let mut workspace = Workspace::new(&state.weights, plan.dtype);
+        workspace.dense_above = dense_above;
+        let report = workspace.gradients(state, plan, input);
+        same_figures(&report, &expected, 1e-4);
+        assert_eq!(report.fired, expected.fired);
+        let pairs = workspace.gradients.tensors().into_iter().zip(expected_gradients.tensors());
+        for ((name, _, ours), (_, _, theirs)) in pairs {
+            assert!(
+                close(ours, theirs, 2e-4),
+                "{name} of {:?} with {:?}, {} rows, tiles {}",
+                plan.method,
+                state.weights.shape,
+                input.x.len() / plan.d_in,
+                dense_above == 0.0
+            );
+            assert!(theirs.iter().any(|g| *g != 0.0), "{name} of {:?} has a gradient", plan.method);
         }
     }
 }
@@ -106,17 +151,25 @@ fn gradients_equal_finite_differences() {
     let smooth = |s: &&TrainSettings| s.arch != TrainArchitecture::JumpRelu;
     for settings in methods().iter().filter(smooth) {
         let (plan, state, x) = example(settings, 3, 7, 5);
+        equal_finite_differences(&plan, state, &x, None);
+    }
+    for settings in transcoder_methods().iter().filter(smooth) {
+        let (plan, state, x, y) = transcoder_example(settings, (3, 4), 7, 5);
+        equal_finite_differences(&plan, state, &x, Some(&y));
+    }
+}
+
+fn equal_finite_differences(plan: &TrainPlan, mut state: State, x: &[f32], y: Option<&[f32]>) {
         let mut workspace = Workspace::new(&state.weights, plan.dtype);
-        workspace.gradients(&state, &plan, input(&x, &[]));
+        workspace.gradients(&state, plan, StepInput { target: y, ..input(x, &[]) });
         let gradients = workspace.gradients.clone();
-        let mut state = state;
         for (tensor, (name, _, expected)) in gradients.tensors().into_iter().enumerate() {
             for (i, expected) in expected.iter().enumerate() {
                 let mut at = |change: f32| {
                     let value = state.weights.tensors_mut()[tensor][i];
                     state.weights.tensors_mut()[tensor][i] = value + change;
                     let moved = state.weights.tensors_mut()[tensor][i] - value;
-                    let loss = naive(&plan, &state, &x);
+                    let loss = naive(plan, &state, x, y);
                     state.weights.tensors_mut()[tensor][i] = value;
                     (f64::from(moved), loss)
                 };
@@ -126,27 +179,35 @@ fn gradients_equal_finite_differences() {
                 assert!(wrong < 3e-3, "{name}[{i}] of {:?}: {expected} against {difference}", plan.method);
             }
         }
-    }
 }
 
 /// The loss from its definition, number by number in `f64`.
-fn naive(plan: &TrainPlan, state: &State, x: &[f32]) -> f64 {
+fn naive(plan: &TrainPlan, state: &State, x: &[f32], y: Option<&[f32]>) -> f64 {
     let weights = &state.weights;
-    let (d, f) = (weights.width, weights.features());
+    let Shape { d_in: d, d_out, transcoder, skip, .. } = weights.shape;
+    let f = weights.features();
     let n = x.len() / d;
     let of = |w: &[f32], i: usize| f64::from(w[i]);
-    let norm = |j: usize| weights.w_dec[j * d..][..d].iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+    let row = |j: usize| &weights.w_dec[j * d_out..][..d_out];
+    let norm = |j: usize| row(j).iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+    let center = |i: usize| if transcoder { 0.0 } else { of(&weights.b_dec, i) };
     let pre = |x: &[f32], j: usize| {
-        (0..d).map(|i| (of(x, i) - of(&weights.b_dec, i)) * of(&weights.w_enc, j * d + i)).sum::<f64>()
-            + of(&weights.b_enc, j)
+        (0..d).map(|i| (of(x, i) - center(i)) * of(&weights.w_enc, j * d + i)).sum::<f64>() + of(&weights.b_enc, j)
     };
+    let targets: Vec<Vec<f64>> = x
+        .chunks_exact(d)
+        .zip(y.unwrap_or(x).chunks_exact(d_out))
+        .map(|(x, y)| {
+            let linear = |o: usize| (0..d).map(|i| of(x, i) * of(&weights.w_skip, o * d + i)).sum::<f64>();
+            (0..d_out).map(|o| of(y, o) - if skip { linear(o) } else { 0.0 }).collect()
+        })
+        .collect();
     let pres: Vec<Vec<f64>> = x.chunks_exact(d).map(|x| (0..f).map(|j| pre(x, j)).collect()).collect();
-    let error = |x: &[f32], z: &[f64]| -> f64 {
+    let error = |y: &[f64], z: &[f64]| -> f64 {
         let off = |i: usize| {
-            of(&weights.b_dec, i) - of(x, i)
-                + z.iter().enumerate().map(|(j, z)| z * of(&weights.w_dec, j * d + i)).sum::<f64>()
+            of(&weights.b_dec, i) - y[i] + z.iter().enumerate().map(|(j, z)| z * of(row(j), i)).sum::<f64>()
         };
-        (0..d).map(|i| off(i).powi(2)).sum()
+        (0..d_out).map(|i| off(i).powi(2)).sum()
     };
     let top = plan.method.top();
     let mut chosen = vec![vec![true; f]; n];
@@ -169,7 +230,7 @@ fn naive(plan: &TrainPlan, state: &State, x: &[f32]) -> f64 {
         }
     }
     let mut total = 0.0;
-    for (b, x) in x.chunks_exact(d).enumerate() {
+    for (b, y) in targets.iter().enumerate() {
         let z: Vec<f64> = match &plan.method {
             Method::Gated => {
                 let (r_mag, b_mag) = (&weights.own[0].1, &weights.own[1].1);
@@ -178,7 +239,7 @@ fn naive(plan: &TrainPlan, state: &State, x: &[f32]) -> f64 {
             }
             _ => (0..f).map(|j| if chosen[b][j] { pres[b][j].max(0.0) } else { 0.0 }).collect(),
         };
-        total += error(x, &z);
+        total += error(y, &z);
         let v: Vec<f64> = (0..f).map(|j| pres[b][j].max(0.0) * norm(j)).collect();
         total += 0.7
             * match &plan.method {
@@ -188,11 +249,11 @@ fn naive(plan: &TrainPlan, state: &State, x: &[f32]) -> f64 {
                 _ => 0.0,
             };
         if matches!(plan.method, Method::Gated) {
-            total += error(x, &pres[b].iter().map(|p| p.max(0.0)).collect::<Vec<_>>());
+            total += error(y, &pres[b].iter().map(|p| p.max(0.0)).collect::<Vec<_>>());
         }
         for &width in top.iter().flat_map(|top| &top.levels).filter(|&&width| width < f) {
             let part: Vec<f64> = z.iter().enumerate().map(|(j, z)| if j < width { *z } else { 0.0 }).collect();
-            total += error(x, &part);
+            total += error(y, &part);
         }
     }
     total / n as f64

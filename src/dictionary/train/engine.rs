@@ -8,8 +8,9 @@ use super::dense::DenseState;
 use super::optimiser;
 use super::parameters::State;
 use super::settings::TrainPlan;
+use super::step::cross::Layer;
 use super::step::{self, BatchReport, StepInput, Workspace};
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::ops::threads;
 
 /// Moves the threshold that replaces batch-wide selection after training towards the least activation of a batch. The
@@ -65,6 +66,34 @@ impl Engine {
                 let norm = report.squared_gradient.sqrt();
                 Ok((report, norm))
             }
+        }
+    }
+
+    /// The layer of a cross-layer transcoder that this is, for the step that all layers take together.
+    ///
+    /// # Errors
+    /// `Unsupported` on a GPU.
+    pub(super) fn layer<'a>(&'a mut self, plan: &'a TrainPlan, input: StepInput<'a>) -> Result<Layer<'a>> {
+        match self {
+            Self::Sparse(both) => {
+                let (state, workspace) = both.as_mut();
+                Ok(Layer { state, workspace, plan, input })
+            }
+            Self::Dense(..) => Err(Error::Unsupported {
+                what: "training cross-layer transcoders on a GPU".into(),
+                why: "their step is written for the CPU".into(),
+                remedy: "add --device cpu".into(),
+            }),
+        }
+    }
+
+    /// Takes the step whose gradients [`Engine::layer`] was filled with.
+    pub(super) fn update(&mut self, plan: &TrainPlan, report: &BatchReport, learning_rate: f64) {
+        if let Self::Sparse(both) = self {
+            let (state, workspace) = both.as_mut();
+            let norm = report.squared_gradient.sqrt();
+            threads::in_pool(|| optimiser::update(state, &workspace.gradients, norm, learning_rate));
+            follow_threshold(plan, report.least, &mut state.threshold);
         }
     }
 

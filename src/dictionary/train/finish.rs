@@ -2,19 +2,38 @@
 
 use serde_json::{Map, Value, json};
 
-use super::parameters::State;
+use super::parameters::{Shape, State};
 use super::settings::{Method, TrainPlan};
 use crate::base::Result;
 use crate::dictionary::{Activation, Architecture, Dictionary, DictionaryConfig, Metadata, scale};
+use crate::ops::squared_norm;
 
-/// The dictionary that `state`, trained on rows `factor · x`, amounts to for rows `x`.
+/// What rows were multiplied by in training.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Scales {
+    /// The rows that are encoded.
+    pub(super) input: f32,
+    /// The rows that a transcoder reconstructs, a factor each layer; empty where those are the rows that are encoded.
+    pub(super) outputs: Vec<f32>,
+}
+
+impl Scales {
+    /// None at all, for a dictionary that writes to `outputs` layers of its own; 0 for an autoencoder.
+    pub(super) fn unit(outputs: usize) -> Self {
+        Self { input: 1.0, outputs: vec![1.0; outputs] }
+    }
+}
+
+/// The dictionary that `state`, trained on scaled rows, amounts to for rows as they are. That of a layer of a
+/// cross-layer transcoder has decoder rows for all layers that it writes to, one after the other, and its own layer's
+/// `b_dec` followed by zeros.
 ///
 /// BatchTopK and Matryoshka become JumpReLU with one threshold, their running one, over activations of unit decoder
 /// rows; so a row's features no longer depend on the rest of its batch (Bussmann et al. 2024; SAELens). TopK whose
 /// features competed by decoder-norm-weighted values gets unit decoder rows too.
-pub(super) fn dictionary(state: &State, plan: &TrainPlan, factor: f32, metadata: Metadata) -> Result<Dictionary> {
+pub(super) fn dictionary(state: &State, plan: &TrainPlan, scales: &Scales, metadata: Metadata) -> Result<Dictionary> {
     let weights = &state.weights;
-    let (d, f) = (plan.d_in, plan.d_sae);
+    let Shape { d_in: d, decoder, features: f, transcoder, skip, .. } = weights.shape;
     let own = |name: &str| -> Vec<f32> {
         weights.own.iter().find(|(own, _)| *own == name).map(|(_, values)| values.clone()).unwrap_or_default()
     };
@@ -25,25 +44,70 @@ pub(super) fn dictionary(state: &State, plan: &TrainPlan, factor: f32, metadata:
         Method::TopK { top } => {
             let k = top.k as usize;
             let architecture = Architecture::TopK { k, rescale_acts_by_decoder_norm: false };
-            (architecture, Activation::top_k(k, None, d), top.rescale_acts_by_decoder_norm)
+            (architecture, Activation::top_k(k, None, decoder), top.rescale_acts_by_decoder_norm)
         }
         Method::BatchTopK { top, .. } | Method::Matryoshka { top, .. } => {
             let threshold = vec![state.threshold as f32; f];
             (Architecture::JumpRelu, Activation::jump_relu(threshold), top.rescale_acts_by_decoder_norm)
         }
     };
-    let config = DictionaryConfig { metadata, ..DictionaryConfig::new(architecture, d, f) };
+    let config = if transcoder {
+        DictionaryConfig::transcoder(architecture, d, f, decoder)
+    } else {
+        DictionaryConfig::new(architecture, d, f)
+    };
+    let config = DictionaryConfig { metadata, ..config };
     let (mut w_enc, mut b_enc) = (weights.w_enc_by_input(), weights.b_enc.clone());
     let mut w_dec = weights.w_dec.clone();
     if unit {
         let norms: Vec<f32> = weights.decoder_norms().into_iter().map(|norm| norm.max(f32::MIN_POSITIVE)).collect();
         w_enc.chunks_exact_mut(f).for_each(|row| row.iter_mut().zip(&norms).for_each(|(w, n)| *w *= n));
         b_enc.iter_mut().zip(&norms).for_each(|(b, n)| *b *= n);
-        w_dec.chunks_exact_mut(d).zip(&norms).for_each(|(row, n)| row.iter_mut().for_each(|w| *w /= n));
+        w_dec.chunks_exact_mut(decoder).zip(&norms).for_each(|(row, n)| row.iter_mut().for_each(|w| *w /= n));
     }
-    let mut dictionary = Dictionary::new(config, w_enc, b_enc, w_dec, weights.b_dec.clone(), activation)?;
-    fold(&mut dictionary, factor, unit);
+    let mut b_dec = weights.b_dec.clone();
+    b_dec.resize(decoder, 0.0);
+    let mut dictionary = Dictionary::new(config, w_enc, b_enc, w_dec, b_dec, activation)?;
+    if skip {
+        dictionary = dictionary.with_skip(weights.w_skip.clone())?;
+    }
+    if transcoder {
+        fold_both(&mut dictionary, scales, unit);
+    } else {
+        fold(&mut dictionary, scales.input, unit);
+    }
     Ok(dictionary)
+}
+
+/// Folds both scales of a transcoder in. Where decoder rows have unit norm they keep it, and each feature's activation
+/// takes what they lose.
+fn fold_both(dictionary: &mut Dictionary, scales: &Scales, unit: bool) {
+    let Scales { input, outputs } = scales;
+    let (f, decoder) = (dictionary.d_sae(), dictionary.d_out());
+    let width = decoder / outputs.len().max(1);
+    for row in dictionary.w_dec.chunks_exact_mut(decoder).chain(dictionary.b_dec.chunks_exact_mut(decoder)) {
+        for (block, output) in row.chunks_exact_mut(width).zip(outputs) {
+            block.iter_mut().for_each(|w| *w /= output);
+        }
+    }
+    dictionary.w_enc.iter_mut().for_each(|w| *w *= input);
+    if let (Some(w_skip), Some(output)) = (&mut dictionary.w_skip, outputs.first()) {
+        w_skip.iter_mut().for_each(|w| *w *= input / output);
+    }
+    if !unit {
+        return;
+    }
+    let norm = |row: &[f32]| squared_norm(row).sqrt().max(f32::MIN_POSITIVE);
+    let norms: Vec<f32> = dictionary.w_dec.chunks_exact(decoder).map(norm).collect();
+    let multiply = |values: &mut [f32]| values.iter_mut().zip(&norms).for_each(|(v, n)| *v *= n);
+    dictionary.w_enc.chunks_exact_mut(f).for_each(multiply);
+    multiply(&mut dictionary.b_enc);
+    if let Activation::JumpRelu(jump) = &mut dictionary.activation {
+        multiply(&mut jump.threshold);
+    }
+    for (row, norm) in dictionary.w_dec.chunks_exact_mut(decoder).zip(&norms) {
+        row.iter_mut().for_each(|w| *w /= norm);
+    }
 }
 
 /// Folds the input scale in. Where decoder rows have unit norm they keep it, and activations take the scale instead:

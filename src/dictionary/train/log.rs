@@ -49,6 +49,29 @@ pub struct MetricsLine {
 }
 
 impl MetricsLine {
+    /// One line for several that were logged at the same step: means, and the sum of dead and revived features.
+    pub(super) fn mean(lines: &[Self]) -> Option<Self> {
+        let first = lines.first()?;
+        let n = lines.len() as f64;
+        let mean = |figure: fn(&Self) -> f64| lines.iter().map(figure).sum::<f64>() / n;
+        let known = |figure: fn(&Self) -> Option<f64>| Some(lines.iter().map(figure).sum::<Option<f64>>()? / n);
+        Some(Self {
+            loss: mean(|line| line.loss),
+            mse: mean(|line| line.mse),
+            sparsity: mean(|line| line.sparsity),
+            auxiliary: mean(|line| line.auxiliary),
+            explained_variance: mean(|line| line.explained_variance),
+            l0: mean(|line| line.l0),
+            dead_features: lines.iter().map(|line| line.dead_features).sum(),
+            resampled: lines.iter().map(|line| line.resampled).sum(),
+            coefficient: mean(|line| line.coefficient),
+            grad_norm: mean(|line| line.grad_norm),
+            heldout_explained_variance: known(|line| line.heldout_explained_variance),
+            heldout_l0: known(|line| line.heldout_l0),
+            ..first.clone()
+        })
+    }
+
     pub(super) fn table_head() -> String {
         format!(
             "{:>8} {:>12} {:>8} {:>8} {:>10} {:>7} {:>9}",

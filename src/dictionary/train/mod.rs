@@ -15,6 +15,7 @@
 //! a named stream of the seed and the step number, so a checkpoint needs no generator state, and a resumed run ends
 //! with the same bits as an uninterrupted one.
 
+mod assemble;
 mod checkpoint;
 mod dead;
 mod dense;
@@ -31,6 +32,8 @@ mod rows;
 mod run;
 mod schedule;
 mod sessions;
+#[cfg(test)]
+mod set_tests;
 mod settings;
 mod step;
 mod sweep;
@@ -38,9 +41,12 @@ mod sweep;
 mod tests;
 mod trainer;
 
+pub use assemble::assemble;
 pub use log::{METRICS_FILE, MetricsLine};
 pub use method::SparsityLoss;
-pub use run::{Member, MemberEnd, SweepRun, TrainRun, TrainSummary, train, train_sweep};
+pub use run::{
+    Member, MemberEnd, SetRun, SweepRun, TrainRun, TrainSummary, TrainedLayer, train, train_set, train_sweep,
+};
 pub use sessions::{SESSIONS_FILE, Session};
-pub use settings::{DeadFeatures, DecoderBias, Method, TrainArchitecture, TrainPlan, TrainSettings};
+pub use settings::{DeadFeatures, DecoderBias, Method, TrainArchitecture, TrainPlan, TrainSettings, TranscoderPlan};
 pub use sweep::{SweepEntry, read_sweep};

@@ -68,6 +68,7 @@ pub(super) fn scalars(t: u64, learning_rate: f64, gradient_scale: f64) -> AdamSt
 
 #[cfg(test)]
 mod tests {
+    use super::super::parameters::Shape;
     use super::*;
     use crate::dictionary::train::TrainArchitecture;
 
@@ -75,7 +76,7 @@ mod tests {
     fn long_gradients_are_clipped_and_short_ones_are_not() {
         assert_eq!(clip_factor(0.5), 1.0);
         assert!((clip_factor(4.0) - 0.25).abs() < 1e-6);
-        let mut gradients = Parameters::zeros(TrainArchitecture::Relu, 2, 1);
+        let mut gradients = Parameters::zeros(TrainArchitecture::Relu, Shape::autoencoder(2, 1));
         gradients.w_dec = vec![3.0, 0.0];
         gradients.b_dec = vec![0.0, 4.0];
         assert!((global_norm(&gradients) - 5.0).abs() < 1e-6);
@@ -83,8 +84,8 @@ mod tests {
 
     #[test]
     fn every_tensor_moves_against_its_gradient() {
-        let mut state = State::new(Parameters::zeros(TrainArchitecture::Gated, 2, 3));
-        let mut gradients = Parameters::zeros(TrainArchitecture::Gated, 2, 3);
+        let mut state = State::new(Parameters::zeros(TrainArchitecture::Gated, Shape::autoencoder(2, 3)));
+        let mut gradients = Parameters::zeros(TrainArchitecture::Gated, Shape::autoencoder(2, 3));
         for tensor in gradients.tensors_mut() {
             tensor.fill(0.1);
         }

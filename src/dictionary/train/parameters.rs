@@ -5,53 +5,91 @@ use rayon::prelude::*;
 
 use super::settings::TrainArchitecture;
 use crate::base::rng;
-use crate::ops::squared_norm;
+use crate::ops::{dot, squared_norm};
 
-/// Weights of a dictionary in training. Both matrices are `[f, d]`, one row a feature, so that everything that
-/// concerns a feature is contiguous.
+/// Sizes of the tensors of a dictionary in training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Width of the rows that are encoded.
+    pub(super) d_in: usize,
+    /// `f`.
+    pub(super) features: usize,
+    /// Width of the rows that are reconstructed, and of `b_dec`.
+    pub(super) d_out: usize,
+    /// Width of a decoder row: `d_out`, or that of all layers that a cross-layer transcoder's feature writes to.
+    pub(super) decoder: usize,
+    /// Whether rows of one hook reconstruct another's, so that `b_dec` is not subtracted before the encoder.
+    pub(super) transcoder: bool,
+    /// Whether rows also reach the output through a matrix of their own.
+    pub(super) skip: bool,
+}
+
+impl Shape {
+    /// `f` features of rows of width `d`, which they reconstruct.
+    pub(super) const fn autoencoder(d: usize, f: usize) -> Self {
+        Self { d_in: d, features: f, d_out: d, decoder: d, transcoder: false, skip: false }
+    }
+}
+
+/// Weights of a dictionary in training. Both matrices have one row a feature, so that everything that concerns a
+/// feature is contiguous.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Parameters {
-    /// `d`.
-    pub(super) width: usize,
-    /// Encoder, transposed: `[f, d]`.
+    /// The sizes.
+    pub(super) shape: Shape,
+    /// Encoder, transposed: `[f, d_in]`.
     pub(super) w_enc: Vec<f32>,
     /// `[f]`; of a gated dictionary the gate's.
     pub(super) b_enc: Vec<f32>,
-    /// Decoder, `[f, d]`.
+    /// Decoder, `[f, decoder]`.
     pub(super) w_dec: Vec<f32>,
-    /// `[d]`.
+    /// `[d_out]`.
     pub(super) b_dec: Vec<f32>,
+    /// `[d_out, d_in]`; empty where there is none.
+    pub(super) w_skip: Vec<f32>,
     /// The architecture's own tensors, `[f]` each, by SAELens' names.
     pub(super) own: Vec<(&'static str, Vec<f32>)>,
 }
 
 impl Parameters {
-    /// Zeros for `f` features of width `d`.
-    pub(super) fn zeros(arch: TrainArchitecture, d: usize, f: usize) -> Self {
+    /// Zeros.
+    pub(super) fn zeros(arch: TrainArchitecture, shape: Shape) -> Self {
+        let Shape { d_in, features: f, d_out, decoder, skip, transcoder: _ } = shape;
         let own = arch.own_tensors().iter().map(|name| (*name, vec![0.0; f])).collect();
-        let (w_enc, w_dec) = (vec![0.0; f * d], vec![0.0; f * d]);
-        Self { width: d, w_enc, b_enc: vec![0.0; f], w_dec, b_dec: vec![0.0; d], own }
+        Self {
+            shape,
+            w_enc: vec![0.0; f * d_in],
+            b_enc: vec![0.0; f],
+            w_dec: vec![0.0; f * decoder],
+            b_dec: vec![0.0; d_out],
+            w_skip: vec![0.0; if skip { d_out * d_in } else { 0 }],
+            own,
+        }
     }
 
-    /// Decoder rows of random direction and norm `norm`, encoder the same rows, biases zero (Conerly et al. 2024;
-    /// SAELens).
-    pub(super) fn initial(
-        arch: TrainArchitecture,
-        (d, f): (usize, usize),
-        norm: f64,
-        b_dec: Vec<f32>,
-        seed: u64,
-    ) -> Self {
+    /// Decoder rows of random direction and norm `norm`, encoder the same rows where they have the same width, biases
+    /// and skip connection zero (Conerly et al. 2024; SAELens).
+    pub(super) fn initial(arch: TrainArchitecture, shape: Shape, norm: f64, b_dec: Vec<f32>, seed: u64) -> Self {
         let mut random = rng::stream(seed, "dictionary initialisation");
-        let mut w_dec: Vec<f32> = (0..f * d).map(|_| random.random_range(-1.0..1.0)).collect();
-        for row in w_dec.chunks_exact_mut(d) {
-            let factor = norm as f32 / squared_norm(row).sqrt().max(f32::MIN_POSITIVE);
-            for w in row {
-                *w *= factor;
+        let mut directions = |width: usize| {
+            let mut rows: Vec<f32> = (0..shape.features * width).map(|_| random.random_range(-1.0..1.0)).collect();
+            for row in rows.chunks_exact_mut(width) {
+                let factor = norm as f32 / squared_norm(row).sqrt().max(f32::MIN_POSITIVE);
+                for w in row {
+                    *w *= factor;
+                }
             }
-        }
-        let own = arch.own_tensors().iter().map(|name| (*name, vec![0.0; f])).collect();
-        Self { width: d, w_enc: w_dec.clone(), b_enc: vec![0.0; f], w_dec, b_dec, own }
+            rows
+        };
+        let w_dec = directions(shape.decoder);
+        let w_enc = if shape.transcoder { directions(shape.d_in) } else { w_dec.clone() };
+        Self { w_enc, w_dec, b_dec, ..Self::zeros(arch, shape) }
+    }
+
+    /// Sets `b_enc` so that features see rows as if `mean` had been subtracted from them (sparsify's transcoders).
+    pub(super) fn center_inputs(&mut self, mean: &[f32]) {
+        let rows = self.w_enc.chunks_exact(self.shape.d_in);
+        self.b_enc.iter_mut().zip(rows).for_each(|(bias, row)| *bias = -dot(row, mean));
     }
 
     /// Zeros of the same shapes.
@@ -68,34 +106,40 @@ impl Parameters {
 
     /// The tensors with their names and shapes.
     pub(super) fn tensors(&self) -> Vec<(&'static str, Vec<usize>, &[f32])> {
-        let Self { width: d, w_enc, b_enc, w_dec, b_dec, own } = self;
-        let f = b_enc.len();
+        let Self { shape, w_enc, b_enc, w_dec, b_dec, w_skip, own } = self;
+        let Shape { d_in, features: f, d_out, decoder, skip, transcoder: _ } = *shape;
         let mut all = vec![
-            ("w_enc", vec![f, *d], w_enc.as_slice()),
+            ("w_enc", vec![f, d_in], w_enc.as_slice()),
             ("b_enc", vec![f], b_enc),
-            ("w_dec", vec![f, *d], w_dec),
-            ("b_dec", vec![*d], b_dec),
+            ("w_dec", vec![f, decoder], w_dec),
+            ("b_dec", vec![d_out], b_dec),
         ];
         all.extend(own.iter().map(|(name, values)| (*name, vec![f], values.as_slice())));
+        if skip {
+            all.push(("w_skip", vec![d_out, d_in], w_skip));
+        }
         all
     }
 
     /// The tensors, mutable, in the order of [`Parameters::tensors`].
     pub(super) fn tensors_mut(&mut self) -> Vec<&mut Vec<f32>> {
-        let Self { width: _, w_enc, b_enc, w_dec, b_dec, own } = self;
+        let Self { shape, w_enc, b_enc, w_dec, b_dec, w_skip, own } = self;
         let mut all = vec![w_enc, b_enc, w_dec, b_dec];
         all.extend(own.iter_mut().map(|(_, values)| values));
+        if shape.skip {
+            all.push(w_skip);
+        }
         all
     }
 
     /// Norm of each decoder row, `[f]`.
     pub(super) fn decoder_norms(&self) -> Vec<f32> {
-        self.w_dec.par_chunks_exact(self.width).map(|row| squared_norm(row).sqrt()).collect()
+        self.w_dec.par_chunks_exact(self.shape.decoder).map(|row| squared_norm(row).sqrt()).collect()
     }
 
     /// The encoder as SAELens stores it, `[d, f]`.
     pub(super) fn w_enc_by_input(&self) -> Vec<f32> {
-        let (d, f) = (self.width, self.features());
+        let (d, f) = (self.shape.d_in, self.features());
         let mut w_enc = vec![0.0; d * f];
         w_enc.par_chunks_exact_mut(f).enumerate().for_each(|(i, row)| {
             row.iter_mut().zip(self.w_enc[i..].iter().step_by(d)).for_each(|(to, from)| *to = *from);

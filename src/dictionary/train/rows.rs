@@ -2,10 +2,12 @@
 
 use std::sync::mpsc;
 
+use rayon::prelude::*;
+
 use crate::base::{Progress, Result, Unit};
-use crate::dictionary::Dictionary;
 use crate::dictionary::metrics::{Metrics, MetricsReport, column_sums};
 use crate::dictionary::scale::ScaleEstimate;
+use crate::dictionary::{Dictionary, SparseCodes};
 use crate::store::RowSource;
 
 /// Held-out rows that are encoded at once.
@@ -58,27 +60,85 @@ pub(super) fn estimate(
     hooks.into_iter().map(estimate).collect()
 }
 
-/// Measures each dictionary, beside the number of its hook, on the first `rows` rows of `source`.
+impl Estimate {
+    /// The mean of the rows as they are trained on.
+    pub(super) fn scaled_mean(&self) -> Vec<f32> {
+        self.mean.iter().map(|m| (m * f64::from(self.scale)) as f32).collect()
+    }
+}
+
+/// A dictionary as it would be stored, and the numbers of its hooks.
+#[derive(Debug)]
+pub(super) struct Stored {
+    /// The hook that it encodes.
+    pub(super) hook: usize,
+    /// The hooks that it reconstructs, where those are others: several of a layer of a cross-layer transcoder.
+    pub(super) targets: Vec<usize>,
+    /// With decoder rows for all targets, one after the other.
+    pub(super) dictionary: Dictionary,
+}
+
+/// Measures each dictionary on the first `rows` rows of `source`; those of `together` are the layers of one cross-layer
+/// transcoder.
 pub(super) fn evaluate(
-    dictionaries: &[(usize, Dictionary)],
+    dictionaries: &[Stored],
+    together: bool,
     source: &mut dyn RowSource,
     rows: u64,
 ) -> Result<Vec<MetricsReport>> {
-    let mut metrics: Vec<Metrics> = dictionaries.iter().map(|(_, d)| Metrics::new(d.d_out(), d.d_sae())).collect();
+    let width = |stored: &Stored| stored.dictionary.d_out() / stored.targets.len().max(1);
+    let mut metrics: Vec<Metrics> =
+        dictionaries.iter().map(|stored| Metrics::new(width(stored), stored.dictionary.d_sae())).collect();
     let mut left = rows.min(source.rows());
     let mut buffers = vec![Vec::new(); source.widths().len()];
     source.seek(0)?;
     while left > 0 {
         let n = left.min(HELDOUT_BATCH);
         source.next_batch(n as usize, &mut buffers)?;
-        for ((hook, dictionary), metrics) in dictionaries.iter().zip(&mut metrics) {
-            let x = &buffers[*hook];
-            let codes = dictionary.encode(x)?;
-            metrics.add(x, &dictionary.decode(&codes)?, &codes)?;
+        let target = |stored: &Stored| &buffers[stored.targets.first().copied().unwrap_or(stored.hook)];
+        if together {
+            let codes: Vec<SparseCodes> =
+                dictionaries.iter().map(|d| d.dictionary.encode(&buffers[d.hook])).collect::<Result<_>>()?;
+            let made = reconstruct_together(dictionaries, &codes)?;
+            for (((stored, metrics), codes), made) in dictionaries.iter().zip(&mut metrics).zip(&codes).zip(&made) {
+                metrics.add(target(stored), made, codes)?;
+            }
+        } else {
+            for (stored, metrics) in dictionaries.iter().zip(&mut metrics) {
+                let x = &buffers[stored.hook];
+                let codes = stored.dictionary.encode(x)?;
+                metrics.add(target(stored), &stored.dictionary.reconstruct_codes(x, &codes)?, &codes)?;
+            }
         }
         left -= n;
     }
     Ok(metrics.iter().map(Metrics::report).collect())
+}
+
+/// What the layers of a cross-layer transcoder make of the rows with these `codes`, `[n, d_out]` a layer:
+/// `ŷ_l = Σ_{i ≤ l} z_i W_dec^{i→l} + b_dec_l`.
+pub(super) fn reconstruct_together(layers: &[Stored], codes: &[SparseCodes]) -> Result<Vec<Vec<f32>>> {
+    let mut made: Vec<Vec<f32>> = Vec::new();
+    for (layer, (stored, codes)) in layers.iter().zip(codes).enumerate() {
+        let wide = stored.dictionary.decode(codes)?;
+        let width = stored.dictionary.d_out() / stored.targets.len().max(1);
+        for block in 0..stored.targets.len() {
+            if made.len() == layer + block {
+                made.push(vec![0.0; codes.rows() * width]);
+            }
+            let rows = made[layer + block].par_chunks_exact_mut(width);
+            rows.zip(wide.par_chunks_exact(stored.dictionary.d_out())).for_each(|(to, from)| {
+                to.iter_mut().zip(&from[block * width..]).for_each(|(to, from)| *to += from);
+            });
+        }
+    }
+    Ok(made)
+}
+
+/// Rows of several layers, `[n, d]` each, joined row by row: `[n, layers · d]`.
+pub(super) fn beside_each_other(layers: &[Vec<f32>], n: usize) -> Vec<f32> {
+    let width = layers.first().map_or(0, Vec::len) / n.max(1);
+    (0..n).flat_map(|row| layers.iter().flat_map(move |layer| &layer[row * width..][..width])).copied().collect()
 }
 
 /// Calls `use_batch` with each of the next `batches` batches, scaled by the factor of their hook, while a thread

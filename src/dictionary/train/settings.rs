@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::method::SparsityLoss;
+use super::parameters::Shape;
 use crate::base::{DtypeChoice, Error, Result};
 use crate::ops::bf16::Kernel;
 
@@ -133,6 +134,9 @@ pub struct TrainSettings {
     pub target_l0: Option<f64>,
     /// jumprelu: weight of the loss that pulls dead features towards their thresholds. `None`: none.
     pub pre_act_loss_coefficient: Option<f64>,
+    /// Transcoders: whether rows also reach the output through a matrix of their own, trained from zero.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip: bool,
     /// Peak learning rate.
     pub lr: f64,
     /// Rows a step.
@@ -196,6 +200,7 @@ impl Default for TrainSettings {
             jumprelu_ste_to_input: None,
             target_l0: None,
             pre_act_loss_coefficient: None,
+            skip: false,
             lr: 1e-3,
             batch_size: 4096,
             tokens: None,
@@ -227,6 +232,9 @@ pub struct TrainPlan {
     pub method: Method,
     /// Width of a row.
     pub d_in: usize,
+    /// What it reconstructs, where that is not the row itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transcoder: Option<TranscoderPlan>,
     /// Number of features.
     pub d_sae: usize,
     /// Weight of the penalty, `λ`; 0 where there is none.
@@ -267,12 +275,59 @@ pub struct TrainPlan {
     pub eval_every: u64,
 }
 
+/// What a transcoder reconstructs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TranscoderPlan {
+    /// Width of the rows that it reconstructs.
+    pub d_out: usize,
+    /// Layers that its features write to: 1, or for a layer of a cross-layer transcoder all from its own on.
+    pub layers: usize,
+    /// Whether it has a skip connection.
+    pub skip: bool,
+}
+
+impl TrainPlan {
+    /// The sizes of its tensors.
+    pub(super) fn shape(&self) -> Shape {
+        let autoencoder = Shape::autoencoder(self.d_in, self.d_sae);
+        match self.transcoder {
+            None => autoencoder,
+            Some(TranscoderPlan { d_out, layers, skip }) => {
+                Shape { d_out, decoder: d_out * layers, transcoder: true, skip, ..autoencoder }
+            }
+        }
+    }
+}
+
 impl TrainSettings {
-    /// Fills the blanks for `rows` rows of width `d_in`.
+    /// Fills the blanks for `rows` rows of width `d_in` that are to be reconstructed.
     ///
     /// # Errors
     /// `Flag` for a value that makes no sense, alone or with the others.
     pub fn plan(&self, d_in: usize, rows: u64) -> Result<TrainPlan> {
+        if self.skip {
+            let remedy = "name another hook with --hook-out, or leave --skip out";
+            return Err(Error::flag("--skip", "a transcoder, from one hook to another", "an autoencoder", remedy));
+        }
+        self.plan_for(d_in, None, rows)
+    }
+
+    /// Fills the blanks for `rows` rows of width `d_in` from which rows of width `d_out` of `layers` layers are to be
+    /// reconstructed.
+    ///
+    /// # Errors
+    /// As [`TrainSettings::plan`], and for architectures that no transcoder has.
+    pub fn plan_transcoder(&self, d_in: usize, (d_out, layers): (usize, usize), rows: u64) -> Result<TrainPlan> {
+        use TrainArchitecture::{BatchTopK, Gated, JumpRelu, Matryoshka, Relu, TopK};
+        if let Gated | Matryoshka = self.arch {
+            let names = [Relu, TopK, BatchTopK, JumpRelu].map(TrainArchitecture::name).join(", ");
+            let remedy = "its formats have no place for another; batchtopk has no penalty to choose";
+            return Err(Error::flag("--arch", format!("for transcoders {names}"), self.arch.name(), remedy));
+        }
+        self.plan_for(d_in, Some(TranscoderPlan { d_out, layers, skip: self.skip }), rows)
+    }
+
+    fn plan_for(&self, d_in: usize, transcoder: Option<TranscoderPlan>, rows: u64) -> Result<TrainPlan> {
         self.check()?;
         let rows = positive("--cache", rows, "it holds no rows to train on: cache more text")?;
         let batch = self.batch_size as u64;
@@ -291,7 +346,8 @@ impl TrainSettings {
         if d_sae == 0 || u32::try_from(d_sae).is_err() {
             return Err(Error::flag("--d-sae", "1 to 4294967295 features", d_sae, "the usual size is 8 × the width"));
         }
-        self.check_memory(d_in, d_sae)?;
+        let decoder = transcoder.map_or(d_in, |to| to.d_out.saturating_mul(to.layers));
+        self.check_memory(d_in, decoder, d_sae)?;
         let method = Method::resolve(self, d_in, d_sae)?;
         let decay = self.lr_decay_steps.unwrap_or(steps / 5);
         let warm_up = self.lr_warm_up_steps.unwrap_or((steps / 50).min(1000));
@@ -309,6 +365,7 @@ impl TrainSettings {
             dead_features: self.dead_features.unwrap_or(method.revival()),
             method,
             d_in,
+            transcoder,
             d_sae,
             lr: self.lr,
             batch_size: self.batch_size,
@@ -355,12 +412,12 @@ impl TrainSettings {
     }
 
     /// Asks for the memory of a step once, because a failed allocation later would end the process without a word.
-    fn check_memory(&self, d_in: usize, d_sae: usize) -> Result<()> {
-        const MATRICES: usize = 2 * 4; // encoder and decoder: weights, gradients, two Adam moments
-        let bytes = |rows: usize| rows.saturating_mul(d_in).saturating_mul(size_of::<f32>());
+    fn check_memory(&self, d_in: usize, decoder: usize, d_sae: usize) -> Result<()> {
+        const COPIES: usize = 4; // weights, gradients, two Adam moments
+        let bytes = |rows: usize| rows.saturating_mul(d_in.saturating_add(decoder)).saturating_mul(size_of::<f32>());
         let fits = |n: usize| Vec::<u8>::new().try_reserve_exact(n).is_ok();
         let gigabytes = |n: usize| format!("a run that needs {:.0} GB, more than there is", n as f64 / 1e9);
-        let (weights, batch) = (bytes(d_sae).saturating_mul(MATRICES), bytes(self.batch_size).saturating_mul(3));
+        let (weights, batch) = (bytes(d_sae).saturating_mul(COPIES), bytes(self.batch_size).saturating_mul(2));
         if !fits(weights) {
             return Err(Error::flag(
                 "--d-sae",

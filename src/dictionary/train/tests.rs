@@ -82,7 +82,13 @@ fn run(source: &mut Rows, settings: &TrainSettings, out: &Artifact, progress: &d
 }
 
 /// Says that the user stopped when step `n` is done.
-struct StopAfter(AtomicU64);
+pub(super) struct StopAfter(AtomicU64);
+
+impl StopAfter {
+    pub(super) fn new(steps: u64) -> Self {
+        Self(steps.into())
+    }
+}
 
 impl Progress for StopAfter {
     fn begin(&self, _: &str, _: u64, _: Unit) {}
@@ -247,7 +253,7 @@ fn heldout_rows_of_another_width_are_refused_at_once() {
 fn members() -> Vec<Member> {
     let member = |name: &str, settings: TrainSettings| Member {
         name: name.into(),
-        hook: 0,
+        hook: 0, target: None,
         settings,
         metadata: Metadata { hook_name: Some("blocks.0.hook_resid_post".into()), ..Metadata::default() },
     };

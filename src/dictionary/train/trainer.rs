@@ -7,17 +7,18 @@ use candle_core::Device;
 use super::checkpoint::{self, Checkpoint};
 use super::dead::{self, Activity};
 use super::engine::Engine;
-use super::finish;
+use super::finish::{self, Scales};
 use super::log::{METRICS_FILE, MetricsLine, MetricsLog};
 use super::parameters::{Parameters, State};
-use super::rows::{Estimate, total_variance};
+use super::rows::{Estimate, Stored, beside_each_other, reconstruct_together, total_variance};
 use super::run::TrainSummary;
 use super::schedule;
 use super::settings::{DeadFeatures, DecoderBias, Method, TrainPlan};
-use super::step::{BatchReport, StepInput};
+use super::step::{BatchReport, StepInput, cross};
 use crate::base::{Error, Result};
 use crate::dictionary::metrics::MetricsReport;
-use crate::dictionary::{Dictionary, Metadata, io};
+use crate::dictionary::{Dictionary, Metadata};
+use crate::ops::threads;
 
 /// What is settled about a dictionary before its weights exist.
 #[derive(Debug, Clone)]
@@ -26,6 +27,9 @@ pub(super) struct Seat {
     pub(super) name: String,
     /// Which of the source's hooks it learns from.
     pub(super) hook: usize,
+    /// Which of them it reconstructs: none of an autoencoder, one of a transcoder, and of a layer of a cross-layer
+    /// transcoder its own layer's and all later ones'.
+    pub(super) targets: Vec<usize>,
     /// The settings with every blank filled in.
     pub(super) plan: TrainPlan,
     /// Where its files go.
@@ -35,8 +39,8 @@ pub(super) struct Seat {
 /// One dictionary in training.
 pub(super) struct Trainer {
     pub(super) seat: Seat,
-    /// The factor that gives its rows a mean norm of `√d`.
-    pub(super) scale: f32,
+    /// The factors that give its rows a mean norm of `√d`.
+    pub(super) scales: Scales,
     engine: Engine,
     activity: Activity,
     step: u64,
@@ -54,16 +58,21 @@ pub(super) struct Taken {
 }
 
 impl Trainer {
-    /// Before the first step.
-    pub(super) fn start(seat: Seat, estimate: &Estimate, device: &Device) -> Result<Self> {
+    /// Before the first step, with an estimate of each of the source's hooks.
+    pub(super) fn start(seat: Seat, estimates: &[Estimate], device: &Device) -> Result<Self> {
         let plan = &seat.plan;
-        let scale = estimate.scale;
+        let input = &estimates[seat.hook];
+        let outputs = seat.targets.iter().map(|&target| estimates[target].scale).collect();
+        let scales = Scales { input: input.scale, outputs };
+        let reconstructed = seat.targets.first().map_or(input, |&target| &estimates[target]);
         let b_dec = match plan.decoder_bias {
-            DecoderBias::Mean => estimate.mean.iter().map(|m| (m * f64::from(scale)) as f32).collect(),
-            DecoderBias::Zero => vec![0.0; plan.d_in],
+            DecoderBias::Mean => reconstructed.scaled_mean(),
+            DecoderBias::Zero => vec![0.0; reconstructed.mean.len()],
         };
-        let size = (plan.d_in, plan.d_sae);
-        let mut weights = Parameters::initial(plan.arch, size, plan.decoder_init_norm, b_dec, plan.seed);
+        let mut weights = Parameters::initial(plan.arch, plan.shape(), plan.decoder_init_norm, b_dec, plan.seed);
+        if plan.transcoder.is_some() {
+            weights.center_inputs(&input.scaled_mean());
+        }
         if let (Method::JumpRelu { init_threshold, .. }, [(_, threshold)]) = (&plan.method, weights.own.as_mut_slice())
         {
             threshold.fill(*init_threshold as f32);
@@ -71,7 +80,7 @@ impl Trainer {
         let activity = Activity::new(plan.d_sae);
         let engine = Engine::new(State::new(weights), plan, device)?;
         let metrics = MetricsLog::open(&seat.dir, 0)?;
-        Ok(Self { seat, scale, engine, activity, step: 0, resampled: 0, metrics, last: None })
+        Ok(Self { seat, scales, engine, activity, step: 0, resampled: 0, metrics, last: None })
     }
 
     /// As it was when `checkpoint` was written.
@@ -80,8 +89,9 @@ impl Trainer {
         let metrics = MetricsLog::open(&seat.dir, header.metrics_bytes)?;
         let last = metrics.last()?;
         let engine = Engine::new(state, &seat.plan, device)?;
-        let (scale, step, resampled) = (header.scale, header.step, header.resampled);
-        Ok(Self { seat, scale, engine, activity, step, resampled, metrics, last })
+        let scales = Scales { input: header.scale, outputs: header.output_scales };
+        let (step, resampled) = (header.step, header.resampled);
+        Ok(Self { seat, scales, engine, activity, step, resampled, metrics, last })
     }
 
     /// Steps taken.
@@ -89,28 +99,110 @@ impl Trainer {
         self.step
     }
 
-    /// One step on scaled rows `x`.
+    /// The scaled rows that it encodes, and those that a transcoder reconstructs at its own layer.
+    fn rows<'b>(&self, batches: &'b [Vec<f32>]) -> (&'b [f32], Option<&'b [f32]>) {
+        (&batches[self.seat.hook], self.seat.targets.first().map(|&target| batches[target].as_slice()))
+    }
+
+    /// The scaled rows that are reconstructed.
+    fn reconstructed<'b>(&self, batches: &'b [Vec<f32>]) -> &'b [f32] {
+        let (x, target) = self.rows(batches);
+        target.unwrap_or(x)
+    }
+
+    /// What the next step is told.
+    fn agenda(&self) -> Agenda {
+        let plan = &self.seat.plan;
+        Agenda {
+            learning_rate: schedule::learning_rate(plan, self.step),
+            coefficient: schedule::coefficient(plan, self.step),
+            exponent: schedule::exponent(plan, self.step),
+            dead: if plan.method.uses_dead() { self.activity.dead(plan.dead_feature_window) } else { Vec::new() },
+        }
+    }
+
+    /// One step on scaled rows, one batch a hook of the source.
     ///
     /// # Errors
     /// `NonFinite` when the loss or its gradient leaves the finite numbers.
-    pub(super) fn step(&mut self, x: &[f32]) -> Result<Taken> {
-        let plan = &self.seat.plan;
-        let learning_rate = schedule::learning_rate(plan, self.step);
-        let coefficient = schedule::coefficient(plan, self.step);
-        let exponent = schedule::exponent(plan, self.step);
-        let dead = if plan.method.uses_dead() { self.activity.dead(plan.dead_feature_window) } else { Vec::new() };
-        let input = StepInput { x, coefficient, exponent, dead: &dead };
+    pub(super) fn step(&mut self, batches: &[Vec<f32>]) -> Result<Taken> {
+        let agenda = self.agenda();
+        let input = agenda.input(self.rows(batches));
         if self.step > 0 {
-            let before = schedule::exponent(plan, self.step - 1);
+            let before = schedule::exponent(&self.seat.plan, self.step - 1);
             self.engine.anneal(input, before)?;
         }
-        let (report, grad_norm) = self.engine.step(plan, input, learning_rate)?;
+        let (report, grad_norm) = self.engine.step(&self.seat.plan, input, agenda.learning_rate)?;
+        let taken = self.taken(report, grad_norm, &agenda)?;
+        if self.revival_due() {
+            let (x, target) = self.rows(batches);
+            let now = finish::dictionary(
+                self.engine.state()?.as_ref(),
+                &self.seat.plan,
+                &Scales::unit(self.seat.targets.len()),
+                Metadata::default(),
+            )?;
+            let mut residuals = now.reconstruct(x)?;
+            residuals.iter_mut().zip(target.unwrap_or(x)).for_each(|(y, x)| *y = x - *y);
+            self.revive(&dead::Rows { x, residuals: &residuals })?;
+        }
+        Ok(taken)
+    }
+
+    /// One step of all layers of a cross-layer transcoder together, `trainers` from the first layer to the last.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub(super) fn step_together(trainers: &mut [Self], batches: &[Vec<f32>]) -> Result<Vec<Taken>> {
+        let agendas: Vec<Agenda> = trainers.iter().map(Self::agenda).collect();
+        let mut layers = Vec::with_capacity(trainers.len());
+        for (trainer, agenda) in trainers.iter_mut().zip(&agendas) {
+            let input = agenda.input(trainer.rows(batches));
+            let Self { seat, engine, .. } = trainer;
+            layers.push(engine.layer(&seat.plan, input)?);
+        }
+        let reports = threads::in_pool(|| cross::gradients(&mut layers));
+        let mut taken = Vec::with_capacity(trainers.len());
+        for ((trainer, agenda), report) in trainers.iter_mut().zip(&agendas).zip(reports) {
+            let grad_norm = report.squared_gradient.sqrt();
+            trainer.engine.update(&trainer.seat.plan, &report, agenda.learning_rate);
+            taken.push(trainer.taken(report, grad_norm, agenda)?);
+        }
+        if trainers.iter().any(Self::revival_due) {
+            Self::revive_together(trainers, batches)?;
+        }
+        Ok(taken)
+    }
+
+    /// Starts dead features of all layers again where their layers' rows are reconstructed badly.
+    fn revive_together(trainers: &mut [Self], batches: &[Vec<f32>]) -> Result<()> {
+        let stored = |trainer: &Self| {
+            let scales = Scales::unit(trainer.seat.targets.len());
+            let now = finish::dictionary(trainer.engine.state()?.as_ref(), &trainer.seat.plan, &scales, Metadata::default());
+            Ok(Stored { hook: trainer.seat.hook, targets: trainer.seat.targets.clone(), dictionary: now? })
+        };
+        let dictionaries = trainers.iter().map(stored).collect::<Result<Vec<_>>>()?;
+        let codes = dictionaries.iter().map(|d| d.dictionary.encode(&batches[d.hook])).collect::<Result<Vec<_>>>()?;
+        let mut residuals = reconstruct_together(&dictionaries, &codes)?;
+        for (residual, trainer) in residuals.iter_mut().zip(&*trainers) {
+            residual.iter_mut().zip(trainer.reconstructed(batches)).for_each(|(y, x)| *y = x - *y);
+        }
+        for (layer, trainer) in trainers.iter_mut().enumerate().filter(|(_, trainer)| trainer.revival_due()) {
+            let x = batches[trainer.seat.hook].as_slice();
+            let residuals = beside_each_other(&residuals[layer..], trainer.seat.plan.batch_size);
+            trainer.revive(&dead::Rows { x, residuals: &residuals })?;
+        }
+        Ok(())
+    }
+
+    /// Counts a step.
+    fn taken(&mut self, report: BatchReport, grad_norm: f64, agenda: &Agenda) -> Result<Taken> {
+        let Agenda { learning_rate, coefficient, .. } = *agenda;
         self.step += 1;
         if !(report.loss.total(coefficient).is_finite() && grad_norm.is_finite()) {
             return Err(self.diverged());
         }
-        self.activity.record(&report.fired, plan.batch_size as u64);
-        self.revive(x)?;
+        self.activity.record(&report.fired, self.seat.plan.batch_size as u64);
         Ok(Taken { report, learning_rate, coefficient, grad_norm })
     }
 
@@ -129,19 +221,18 @@ impl Trainer {
         }
     }
 
-    /// Starts dead features again, once a window, while the learning rate is still high enough for them to learn.
-    fn revive(&mut self, x: &[f32]) -> Result<()> {
-        let plan = &self.seat.plan;
-        let TrainPlan { dead_features, dead_feature_window, steps, lr_decay_steps, .. } = *plan;
+    /// Whether dead features are to start again: once a window, while the learning rate is still high enough for them to
+    /// learn, and where there are any.
+    fn revival_due(&self) -> bool {
+        let TrainPlan { dead_features, dead_feature_window, steps, lr_decay_steps, .. } = self.seat.plan;
         let due = self.step.is_multiple_of(dead_feature_window) && self.step + lr_decay_steps < steps;
-        if dead_features == DeadFeatures::Ignore || !due {
-            return Ok(());
-        }
-        let dead = self.activity.dead(dead_feature_window);
-        if dead.is_empty() {
-            return Ok(());
-        }
-        let revived = self.engine.edit(|state| dead::resample(state, plan, &dead, x))??;
+        due && dead_features != DeadFeatures::Ignore && !self.activity.dead(dead_feature_window).is_empty()
+    }
+
+    fn revive(&mut self, batch: &dead::Rows<'_>) -> Result<()> {
+        let plan = &self.seat.plan;
+        let dead = self.activity.dead(plan.dead_feature_window);
+        let revived = self.engine.edit(|state| dead::resample(state, plan, &dead, batch))?;
         for feature in &revived {
             self.activity.since_fired[*feature as usize] = 0;
         }
@@ -164,9 +255,15 @@ impl Trainer {
         self.step.is_multiple_of(self.seat.plan.log_every) || self.measurement_due()
     }
 
-    /// Adds a line for the step on `x` to `metrics.jsonl`.
-    pub(super) fn log(&mut self, x: &[f32], taken: &Taken, heldout: Option<&MetricsReport>) -> Result<MetricsLine> {
+    /// Adds a line for the step on `batches` to `metrics.jsonl`.
+    pub(super) fn log(
+        &mut self,
+        batches: &[Vec<f32>],
+        taken: &Taken,
+        heldout: Option<&MetricsReport>,
+    ) -> Result<MetricsLine> {
         let plan = &self.seat.plan;
+        let variance = total_variance(self.reconstructed(batches), plan.shape().d_out);
         let Taken { report, learning_rate, coefficient, grad_norm } = taken;
         let line = MetricsLine {
             step: self.step,
@@ -175,7 +272,7 @@ impl Trainer {
             mse: report.loss.mse,
             sparsity: report.loss.sparsity,
             auxiliary: report.loss.auxiliary,
-            explained_variance: 1.0 - report.loss.mse / total_variance(x, plan.d_in),
+            explained_variance: 1.0 - report.loss.mse / variance,
             l0: report.l0,
             dead_features: self.activity.dead(plan.dead_feature_window).len(),
             resampled: self.resampled,
@@ -192,19 +289,24 @@ impl Trainer {
 
     /// The dictionary as it would be stored now.
     pub(super) fn dictionary(&self, metadata: Metadata) -> Result<Dictionary> {
-        finish::dictionary(self.engine.state()?.as_ref(), &self.seat.plan, self.scale, metadata)
+        finish::dictionary(self.engine.state()?.as_ref(), &self.seat.plan, &self.scales, metadata)
     }
 
     /// Makes everything up to this step durable.
     pub(super) fn checkpoint(&mut self) -> Result<()> {
         let metrics_bytes = self.metrics.sync()?;
         let state = self.engine.state()?;
-        let scalars = (self.scale, metrics_bytes, self.resampled);
+        let scalars = (&self.scales, metrics_bytes, self.resampled);
         checkpoint::write(&self.seat.dir, &self.seat.plan, scalars, &state, &self.activity)
     }
 
-    /// Writes the finished dictionary; `heldout` are its figures on held-out rows.
-    pub(super) fn finish(self, mut metadata: Metadata, heldout: Option<MetricsReport>) -> Result<TrainSummary> {
+    /// The finished dictionary, with how its training went and how often each feature fired; `heldout` are its figures
+    /// on held-out rows.
+    pub(super) fn finish(
+        self,
+        mut metadata: Metadata,
+        heldout: Option<MetricsReport>,
+    ) -> Result<(TrainSummary, Dictionary, Vec<f64>)> {
         let dead_features = self.activity.dead(self.seat.plan.dead_feature_window).len();
         let last = self.last.clone().ok_or_else(|| Error::Missing {
             what: "training metrics",
@@ -218,9 +320,24 @@ impl Trainer {
         if let Some(heldout) = heldout {
             metadata.extra.insert("explained_variance".into(), heldout.explained_variance.into());
         }
-        io::write(&self.seat.dir, &self.dictionary(metadata)?)?;
-        io::write_sparsity(&self.seat.dir, &self.activity.frequencies())?;
-        let Self { seat, scale, resampled, .. } = self;
-        Ok(TrainSummary { plan: seat.plan, scale, last, heldout, dead_features, resampled })
+        let (dictionary, frequencies) = (self.dictionary(metadata)?, self.activity.frequencies());
+        let Self { seat, scales, resampled, .. } = self;
+        let (scale, scale_out) = (scales.input, scales.outputs.first().copied());
+        let summary = TrainSummary { plan: seat.plan, scale, scale_out, last, heldout, dead_features, resampled };
+        Ok((summary, dictionary, frequencies))
+    }
+}
+
+/// What one step is told beside its rows.
+struct Agenda {
+    learning_rate: f64,
+    coefficient: f64,
+    exponent: f64,
+    dead: Vec<u32>,
+}
+
+impl Agenda {
+    fn input<'a>(&'a self, (x, target): (&'a [f32], Option<&'a [f32]>)) -> StepInput<'a> {
+        StepInput { x, target, coefficient: self.coefficient, exponent: self.exponent, dead: &self.dead }
     }
 }

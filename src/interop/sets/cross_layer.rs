@@ -20,8 +20,8 @@ use crate::dictionary::set::{EncoderWeights, Floats, Layer, Rows, Skip};
 
 const SKIP: &str = "affine_skip_connection";
 
-/// The layers of a directory of circuit-tracer's.
-pub(super) fn circuit_tracer(dir: &Path) -> Result<Vec<Layer>> {
+/// The layers of a directory of circuit-tracer's; with `W_skip_{i}` `[d_out, d_in]` where it is `extended`.
+pub(super) fn circuit_tracer(dir: &Path, extended: bool) -> Result<Vec<Layer>> {
     let n = description::count(dir, "W_enc_")?;
     let thresholds = Tensors::safetensors(&dir.join("W_enc_0.safetensors"))?.contains("threshold_0");
     // The first decoder says of how many layers the set was made.
@@ -35,10 +35,10 @@ pub(super) fn circuit_tracer(dir: &Path) -> Result<Vec<Layer>> {
         let path = dir.join(format!("W_enc_{n}.safetensors"));
         return Err(missing(n, path, format!("layer 0 writes to {targets} layers, so as many have encoders")));
     }
-    (0..n).map(|layer| circuit_tracer_layer(dir, layer, n, thresholds)).collect()
+    (0..n).map(|layer| circuit_tracer_layer(dir, layer, n, thresholds, extended)).collect()
 }
 
-fn circuit_tracer_layer(dir: &Path, layer: usize, n: usize, thresholds: bool) -> Result<Layer> {
+fn circuit_tracer_layer(dir: &Path, layer: usize, n: usize, thresholds: bool, extended: bool) -> Result<Layer> {
     let mut file = Tensors::safetensors(&dir.join(format!("W_enc_{layer}.safetensors")))?;
     let name = |tensor: &str| format!("{tensor}_{layer}");
     let [f, d] = file.matrix(&name("W_enc"))?;
@@ -46,6 +46,8 @@ fn circuit_tracer_layer(dir: &Path, layer: usize, n: usize, thresholds: bool) ->
     let b_enc = file.take(&name("b_enc"), &[f])?;
     let b_dec = file.take(&name("b_dec"), &[d])?;
     let threshold = thresholds.then(|| file.take(&name("threshold"), &[f])).transpose()?;
+    let has_skip = extended && file.contains(&name("W_skip"));
+    let skip = has_skip.then(|| file.floats(&name("W_skip"), &[d, d])).transpose()?;
     file.finish()?;
     let path = dir.join(format!("W_dec_{layer}.safetensors"));
     if !path.is_file() {
@@ -58,7 +60,7 @@ fn circuit_tracer_layer(dir: &Path, layer: usize, n: usize, thresholds: bool) ->
         encoder: EncoderWeights::new(encoder, true, d, b_enc, activation(threshold).1),
         decoders: targets(&decoder, 0, n - layer, [f, d]),
         b_dec,
-        skip: None,
+        skip: skip.map(|weight| Skip { weight, input_first: false }),
     })
 }
 

@@ -16,10 +16,12 @@ use std::path::{Path, PathBuf};
 use super::super::tensors::Tensors;
 use super::super::{Format, circuit_tracer, gemma_scope, gemma_scope_2, recognise};
 use super::yaml::Yaml;
-use super::{CONFIG, OpenedSet, WHAT, cross_layer, kind_name, missing, not_a_set, reference, scan_of};
+use super::{
+    ACTIVATION, CONFIG, EXTENDED, OpenedSet, WHAT, cross_layer, kind_name, missing, not_a_set, reference, scan_of,
+};
 use crate::base::{Error, Progress, Result};
 use crate::dictionary::set::{Layer, Parts};
-use crate::dictionary::{SetConfig, SetKind, TranscoderSet};
+use crate::dictionary::{Activation, Architecture, SetConfig, SetKind, TranscoderSet};
 use crate::model::hook::Scope;
 use crate::model::{HookPoint, Site};
 
@@ -28,6 +30,10 @@ use crate::model::{HookPoint, Site};
 pub(super) struct Description {
     dir: PathBuf,
     kind: SetKind,
+    /// Whether the set is of the extension.
+    extended: bool,
+    /// The activation whose features compete, and its `k`.
+    competing: Option<(String, usize)>,
     model_name: Option<String>,
     input: Site,
     output: Site,
@@ -76,13 +82,16 @@ impl Description {
         let yaml = Yaml::read(path)?;
         let kinds = [SetKind::PerLayer, SetKind::CrossLayer];
         let name = yaml.required("model_kind")?;
-        let kind = kinds.into_iter().find(|kind| kind_name(*kind) == name).ok_or_else(|| Error::Unknown {
+        let (extended, bare) = name.strip_prefix(EXTENDED).map_or((false, name), |bare| (true, bare));
+        let kind = kinds.into_iter().find(|kind| kind_name(*kind) == bare).ok_or_else(|| Error::Unknown {
             kind: "model_kind of a transcoder set",
             found: format!("{name}' in '{}", path.display()),
             nearest: kinds.map(|kind| kind_name(kind).into()).into(),
         })?;
         let text = |key: &str| Ok::<_, Error>(yaml.text(key)?.map(str::to_owned));
         Ok(Self {
+            extended,
+            competing: if extended { competing(&yaml)? } else { None },
             dir: path.parent().unwrap_or(Path::new("")).into(),
             kind,
             model_name: text("model_name")?,
@@ -98,11 +107,6 @@ impl Description {
         self.transcoders.as_deref()
     }
 
-    /// The set's kind.
-    pub(super) fn kind(&self) -> SetKind {
-        self.kind
-    }
-
     /// Opens the set.
     ///
     /// # Errors
@@ -113,14 +117,79 @@ impl Description {
             (SetKind::PerLayer, None) => {
                 let n = count(&self.dir, "layer_")?;
                 let files: Vec<PathBuf> = (0..n).map(|i| self.dir.join(format!("layer_{i}.safetensors"))).collect();
-                per_layer(&files)?
+                self.per_layer(&files)?
             }
-            (SetKind::PerLayer, Some(files)) => per_layer(&files)?,
-            (SetKind::CrossLayer, None) => (Format::CircuitTracer, cross_layer::circuit_tracer(&self.dir)?),
+            (SetKind::PerLayer, Some(files)) => self.per_layer(&files)?,
+            (SetKind::CrossLayer, None) => {
+                let mut layers = cross_layer::circuit_tracer(&self.dir, self.extended)?;
+                for Layer { encoder, b_dec, .. } in &mut layers {
+                    if let Some((_, activation)) = self.competing(encoder.features(), b_dec.len())? {
+                        encoder.activation = activation;
+                    }
+                }
+                (Format::CircuitTracer, layers)
+            }
             (SetKind::CrossLayer, Some(files)) => (Format::GemmaScope2, cross_layer::gemma_scope_2(&files)?),
         };
         let set = TranscoderSet::from_parts(self.config(&layers)?, layers)?;
         Ok(OpenedSet { set, format, path: self.dir.clone(), notes: Vec::new() })
+    }
+
+    /// A layer a file, each of one format.
+    fn per_layer(&self, files: &[PathBuf]) -> Result<(Format, Vec<Layer>)> {
+        let mut format = Format::CircuitTracer;
+        let mut sizes: Option<([usize; 3], &Path)> = None;
+        let mut layers = Vec::with_capacity(files.len());
+        for (layer, path) in files.iter().enumerate() {
+            if !path.exists() {
+                return Err(missing(layer, path.clone(), format!("{CONFIG} names this file")));
+            }
+            let found = recognise::find(path)?;
+            format = found.format;
+            let mut parts = match found.format {
+                Format::CircuitTracer => circuit_tracer::weights(Tensors::safetensors(&found.path)?)?,
+                Format::GemmaScope => gemma_scope::weights(&found.path)?,
+                Format::GemmaScope2 => gemma_scope_2::weights(Tensors::safetensors(&found.path)?)?,
+                _ => found.parts(&mut Vec::new())?,
+            };
+            // The files of Gemma Scope do not say it, and the set's configuration does.
+            parts.config.transcoder = true;
+            let (f, d) = (parts.config.d_sae, parts.config.d_out);
+            if let Some((architecture, activation)) = self.competing(f, d)? {
+                (parts.config.architecture, parts.activation) = (architecture, activation);
+            }
+            check_sizes(&parts, path, &mut sizes)?;
+            layers.push(parts.layer(layer)?);
+        }
+        Ok((format, layers))
+    }
+
+    /// The activation of an extended set whose features compete.
+    fn competing(&self, f: usize, d: usize) -> Result<Option<(Architecture, Activation)>> {
+        let Some((name, k)) = &self.competing else { return Ok(None) };
+        let (k, rescale_acts_by_decoder_norm) = (*k, false);
+        let fits = k <= f && (name != "groupmax" || f.is_multiple_of(k));
+        let found = match name.as_str() {
+            "topk" => (Architecture::TopK { k, rescale_acts_by_decoder_norm }, Activation::top_k(k, None, d)),
+            "abstopk" => (Architecture::AbsTopK { k, rescale_acts_by_decoder_norm }, Activation::abs_top_k(k, None, d)),
+            "groupmax" => (Architecture::GroupMax { k }, Activation::group_max(k, f)),
+            _ => {
+                return Err(Error::Unknown {
+                    kind: "activation of a transcoder set",
+                    found: format!("{name}' in '{}", self.dir.join(CONFIG).display()),
+                    nearest: ["topk", "abstopk", "groupmax"].map(str::to_owned).into(),
+                });
+            }
+        };
+        if fits {
+            return Ok(Some(found));
+        }
+        Err(Error::Mismatch {
+            what: "configuration and layers of a transcoder set",
+            left: format!("{name} with k {k} in {}", self.dir.join(CONFIG).display()),
+            right: format!("{f} features a layer"),
+            remedy: "the files are of different sets: write or copy the set again".into(),
+        })
     }
 
     fn config(&self, layers: &[Layer]) -> Result<SetConfig> {
@@ -155,29 +224,13 @@ fn site(yaml: &Yaml, key: &str) -> Result<Site> {
     }
 }
 
-/// A layer a file, each of one format.
-fn per_layer(files: &[PathBuf]) -> Result<(Format, Vec<Layer>)> {
-    let mut format = Format::CircuitTracer;
-    let mut sizes: Option<([usize; 3], &Path)> = None;
-    let mut layers = Vec::with_capacity(files.len());
-    for (layer, path) in files.iter().enumerate() {
-        if !path.exists() {
-            return Err(missing(layer, path.clone(), format!("{CONFIG} names this file")));
-        }
-        let found = recognise::find(path)?;
-        format = found.format;
-        let mut parts = match found.format {
-            Format::CircuitTracer => circuit_tracer::weights(Tensors::safetensors(&found.path)?)?,
-            Format::GemmaScope => gemma_scope::weights(&found.path)?,
-            Format::GemmaScope2 => gemma_scope_2::weights(Tensors::safetensors(&found.path)?)?,
-            _ => found.parts(&mut Vec::new())?,
-        };
-        // The files of Gemma Scope do not say it, and the set's configuration does.
-        parts.config.transcoder = true;
-        check_sizes(&parts, path, &mut sizes)?;
-        layers.push(parts.layer(layer)?);
-    }
-    Ok((format, layers))
+/// `activation` and `k` of an extended set.
+fn competing(yaml: &Yaml) -> Result<Option<(String, usize)>> {
+    let Some(name) = yaml.text(ACTIVATION)? else { return Ok(None) };
+    let k = yaml.required("k")?;
+    let k =
+        k.parse().ok().filter(|k| *k > 0).ok_or_else(|| yaml.wrong("a positive integer as 'k'".into(), k.into()))?;
+    Ok(Some((name.into(), k)))
 }
 
 /// Checks that a layer has the sizes of the first, and one width on both sides.

@@ -135,9 +135,10 @@ fn read(folder: &Path, notes: &mut Vec<String>) -> Result<Option<(usize, Found)>
     let (Some(input), Some(output)) = (metadata.hook_name.as_deref(), output) else {
         return Err(Error::Unsupported {
             what: format!("the dictionary {} in a transcoder set", folder.display()),
-            why: match parts.config.transcoder {
-                true => "it does not say which hook it reads and which it writes".into(),
-                false => "it is an autoencoder, whose output is its input".to_owned(),
+            why: if parts.config.transcoder {
+                "it does not say which hook it reads and which it writes".into()
+            } else {
+                "it is an autoencoder, whose output is its input".to_owned()
             },
             remedy: "keep only transcoders in the set's directory, each naming both hooks".into(),
         });

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | circuit-tracer, per layer | `config.yaml`, `layer_{i}.safetensors`, or a list of files | yes |
 //! | circuit-tracer, across layers | `config.yaml`, `W_enc_{i}.safetensors`, `W_dec_{i}.safetensors` | yes |
+//! | the same, extended | `model_kind: mechinterp_…` with `activation` and `k`, `W_skip_{i}` | yes |
 //! | Gemma Scope | `config.yaml` that lists `params.npz` of every layer | |
 //! | Gemma Scope 2 | `layer_*_width_16k_l0_small/params.safetensors`; a list; files across layers | |
 //! | `SAELens`, sparsify | a folder for each layer's dictionary | yes |
@@ -13,6 +14,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::base::progress::Silent;
+use crate::base::rng::Permutation;
 use crate::base::{Error, Progress, Result};
 use crate::dictionary::{SetKind, TranscoderSet};
 
@@ -32,6 +34,11 @@ use description::Description;
 const WHAT: &str = "transcoder set";
 /// What describes a set; written last, so that a set without one is incomplete.
 pub(super) const CONFIG: &str = "config.yaml";
+
+/// Before the kind of a set in circuit-tracer's files that circuit-tracer cannot compute, so that it refuses the set.
+const EXTENDED: &str = "mechinterp_";
+/// The key of an activation whose features compete, beside `k`; of extended sets only.
+const ACTIVATION: &str = "activation";
 
 /// A set with what its files said beyond it.
 #[derive(Debug)]
@@ -98,6 +105,43 @@ fn open_local(path: &Path, progress: &dyn Progress) -> Result<OpenedSet> {
         });
     }
     folders::open(path)
+}
+
+/// How far apart two sets of the same sizes are as functions: the norm of the difference of their reconstructions over
+/// the norm of the first one's, on rows near which a few features of each layer have something to do.
+///
+/// # Errors
+/// `Mismatch` when their sizes differ; `NonFinite`.
+pub fn set_distance(a: &TranscoderSet, b: &TranscoderSet) -> Result<f64> {
+    let n = a.config().n_layers;
+    let inputs = (0..n).map(|layer| probe(a, layer)).collect::<Result<Vec<_>>>()?;
+    let reconstruct = |set: &TranscoderSet| {
+        let codes = inputs.iter().enumerate().map(|(layer, x)| set.encode(layer, x)).collect::<Result<Vec<_>>>()?;
+        set.reconstruct(&codes, &inputs)
+    };
+    let (ours, theirs) = (reconstruct(a)?, reconstruct(b)?);
+    let square = |x: f32| f64::from(x).powi(2);
+    let pairs = || ours.iter().flatten().zip(theirs.iter().flatten());
+    let (apart, whole): (f64, f64) =
+        (pairs().map(|(a, b)| square(a - b)).sum(), pairs().map(|(a, _)| square(*a)).sum());
+    Ok(if whole > 0.0 { (apart / whole).sqrt() } else { apart.sqrt() })
+}
+
+/// Rows in the directions of one encoder row each, long enough to pass the feature's own threshold.
+fn probe(set: &TranscoderSet, layer: usize) -> Result<Vec<f32>> {
+    const ROWS: u64 = 8;
+    let f = set.config().d_transcoder as u64;
+    let order = Permutation::new(f, layer as u64, "features of the probe");
+    let features: Vec<u32> = (0..ROWS.min(f)).map(|i| order.at(i) as u32).collect();
+    let biases = set.encoder_biases(layer, &features)?;
+    let mut rows = set.encoder_rows(layer, &features)?;
+    for (row, bias) in rows.chunks_exact_mut(set.config().d_model).zip(&biases) {
+        let squared: f32 = row.iter().map(|w| w * w).sum();
+        for w in row {
+            *w *= 4.0 * (bias.abs() + 1.0) / squared.max(1e-6);
+        }
+    }
+    Ok(rows)
 }
 
 /// What a set in `dir` is called where its files do not say: as on the hub where it is in the hub's cache, else by its

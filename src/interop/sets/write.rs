@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::super::{Format, sparsify};
 use super::yaml::written;
-use super::{CONFIG, kind_name};
+use super::{ACTIVATION, CONFIG, EXTENDED, kind_name};
 use crate::base::artifact::{Artifact, RunRecord, write_atomic};
 use crate::base::{Error, Result};
 use crate::dictionary::io::{self, Streamed, write_streamed};
@@ -20,6 +20,9 @@ use crate::dictionary::{Activation, SetConfig, SetKind, TranscoderSet};
 pub enum SetFormat {
     /// `config.yaml` with `layer_{i}.safetensors`, or `W_enc_{i}.safetensors` and `W_dec_{i}.safetensors`.
     CircuitTracer,
+    /// The same files for sets that circuit-tracer cannot compute: features that compete for their places, linear
+    /// connections across layers. Their `model_kind` is one that circuit-tracer refuses.
+    Extended,
     /// A folder `layer_{i}` for each transcoder, in SAELens' format.
     SaeLens,
     /// A folder for each transcoder, named by its module, in sparsify's format.
@@ -28,12 +31,12 @@ pub enum SetFormat {
 
 impl SetFormat {
     /// All formats.
-    pub const ALL: [Self; 3] = [Self::CircuitTracer, Self::SaeLens, Self::Sparsify];
+    pub const ALL: [Self; 4] = [Self::CircuitTracer, Self::Extended, Self::SaeLens, Self::Sparsify];
 
     /// The format of the layers.
     pub const fn format(self) -> Format {
         match self {
-            Self::CircuitTracer => Format::CircuitTracer,
+            Self::CircuitTracer | Self::Extended => Format::CircuitTracer,
             Self::SaeLens => Format::SaeLens,
             Self::Sparsify => Format::Sparsify,
         }
@@ -45,25 +48,33 @@ impl SetFormat {
     /// `Flag` when sets are not written in it.
     pub fn of(format: Format) -> Result<Self> {
         Self::ALL.into_iter().find(|own| own.format() == format).ok_or_else(|| {
-            let names = Self::ALL.map(|own| own.format().name()).join(", ");
+            let names = [Self::CircuitTracer, Self::SaeLens, Self::Sparsify].map(|own| own.format().name()).join(", ");
             Error::flag("--to", format!("one of {names} for a transcoder set"), format.name(), "choose one of them")
         })
     }
+
+    /// circuit-tracer's where it can compute the set, else the extension of it.
+    pub fn best_for(set: &TranscoderSet) -> Self {
+        if check(set, Self::CircuitTracer).is_ok() { Self::CircuitTracer } else { Self::Extended }
+    }
 }
 
-/// Writes `set` as circuit-tracer's directory `out`, which appears whole or not at all.
+/// Writes `set` as circuit-tracer's directory `out`, or as the extension of it where circuit-tracer cannot compute the
+/// set; gives which. The directory appears whole or not at all.
 ///
 /// # Errors
 /// As [`write_set_in`]; `OutputInUse` when `out` exists.
-pub fn write_set(set: &TranscoderSet, out: &Path) -> Result<()> {
+pub fn write_set(set: &TranscoderSet, out: &Path) -> Result<SetFormat> {
     let artifact = Artifact::begin(out, true)?;
-    if let Err(error) = write_set_in(set, artifact.dir(), SetFormat::CircuitTracer) {
+    let format = SetFormat::best_for(set);
+    if let Err(error) = write_set_in(set, artifact.dir(), format) {
         // A refusal leaves nothing behind; what cannot be removed does no harm either.
         drop(std::fs::remove_dir_all(artifact.dir()));
         return Err(error);
     }
     let settings = serde_json::json!({ "scan": set.config().scan, "to": Format::CircuitTracer });
-    artifact.finish(&RunRecord::new("write a transcoder set", &settings, 0))
+    artifact.finish(&RunRecord::new("write a transcoder set", &settings, 0))?;
+    Ok(format)
 }
 
 /// Writes `set` into the existing directory `dir`. One layer is in memory at a time.
@@ -75,8 +86,10 @@ pub fn write_set_in(set: &TranscoderSet, dir: &Path, format: SetFormat) -> Resul
     check(set, format)?;
     for layer in 0..set.config().n_layers {
         match (format, set.config().kind) {
-            (SetFormat::CircuitTracer, SetKind::PerLayer) => write_layer(set, layer, dir)?,
-            (SetFormat::CircuitTracer, SetKind::CrossLayer) => write_cross_layer(set, layer, dir)?,
+            (SetFormat::CircuitTracer | SetFormat::Extended, SetKind::PerLayer) => write_layer(set, layer, dir)?,
+            (SetFormat::CircuitTracer | SetFormat::Extended, SetKind::CrossLayer) => {
+                write_cross_layer(set, layer, dir)?;
+            }
             (SetFormat::SaeLens, _) => {
                 let own = dir.join(format!("layer_{layer}"));
                 std::fs::create_dir_all(&own).map_err(Error::io("make the layer's folder", &own))?;
@@ -85,9 +98,9 @@ pub fn write_set_in(set: &TranscoderSet, dir: &Path, format: SetFormat) -> Resul
             (SetFormat::Sparsify, _) => sparsify::write(dir, set.dictionary(layer)?)?,
         }
     }
-    if format == SetFormat::CircuitTracer {
+    if let SetFormat::CircuitTracer | SetFormat::Extended = format {
         // Last: it says that the set is complete.
-        write_atomic(&dir.join(CONFIG), description(set.config()).as_bytes())?;
+        write_atomic(&dir.join(CONFIG), description(set, format)?.as_bytes())?;
     }
     Ok(())
 }
@@ -100,21 +113,28 @@ fn check(set: &TranscoderSet, format: SetFormat) -> Result<()> {
         remedy: remedy.into(),
     };
     let cross_layer = set.config().kind == SetKind::CrossLayer;
-    if cross_layer && format != SetFormat::CircuitTracer {
+    if cross_layer && matches!(format, SetFormat::SaeLens | SetFormat::Sparsify) {
         return Err(cannot("it knows transcoders of one layer only".into(), "write it as circuit_tracer"));
+    }
+    let layers = || (0..set.config().n_layers).map(|layer| set.activation(layer));
+    let first = set.activation(0)?;
+    if format == SetFormat::Extended && competing(first, set.config()).is_some() {
+        let differs = layers().any(|other| other.is_ok_and(|other| other != first));
+        return if differs {
+            Err(cannot("its layers have different k".into(), "write it as sparsify"))
+        } else {
+            Ok(())
+        };
     }
     if format != SetFormat::CircuitTracer {
         return Ok(());
     }
-    for layer in 0..set.config().n_layers {
-        if thresholds(set.activation(layer)?).is_none() {
-            let remedy = if cross_layer {
-                "train it with ReLU, JumpReLU or BatchTopK, whose features each have a threshold"
-            } else {
-                "write it as sparsify, which this program reads too, or train with ReLU, JumpReLU or BatchTopK"
-            };
+    for activation in layers() {
+        if let Steps::Competing = steps(activation?) {
             let why = "it loads ReLU and a threshold a feature, and these features compete for their places (TopK): \
                        fixed thresholds would be another function";
+            let remedy = "train with ReLU, JumpReLU or BatchTopK, whose features each have a threshold; TopK per-layer \
+                          transcoders of the MLP's input go into sparsify's folders";
             return Err(cannot(why.into(), remedy));
         }
     }
@@ -125,27 +145,54 @@ fn check(set: &TranscoderSet, format: SetFormat) -> Result<()> {
     Ok(())
 }
 
-/// The thresholds of `x · [x > θ]` that compute an activation: `Some(None)` for ReLU, `None` where there are none.
-fn thresholds(activation: &Activation) -> Option<Option<Cow<'_, [f32]>>> {
+/// The name and `k` of an activation whose features compete.
+fn competing(activation: &Activation, config: &SetConfig) -> Option<(&'static str, usize)> {
     match activation {
-        Activation::Relu => Some(None),
-        // With the ReLU first a negative threshold passes what zero passes.
-        Activation::JumpRelu(jump) => Some(Some(jump.threshold.iter().map(|t| t.max(0.0)).collect())),
-        Activation::JumpIdentity(jump) => Some(Some(jump.threshold.as_slice().into())),
-        Activation::TopK(_) | Activation::AbsTopK(_) | Activation::Gated(_) | Activation::GroupMax(_) => None,
+        Activation::TopK(top_k) => Some(("topk", top_k.k())),
+        Activation::AbsTopK(top_k) => Some(("abstopk", top_k.k())),
+        Activation::GroupMax(group) => Some(("groupmax", config.d_transcoder / (*group).max(1))),
+        Activation::Relu | Activation::JumpRelu(_) | Activation::JumpIdentity(_) | Activation::Gated(_) => None,
     }
 }
 
-fn description(config: &SetConfig) -> String {
+/// How circuit-tracer computes an activation.
+enum Steps<'a> {
+    /// `max(x, 0)`.
+    Relu,
+    /// `x · [x > θ]` with a threshold a feature.
+    Jump(Cow<'a, [f32]>),
+    /// Not feature by feature.
+    Competing,
+}
+
+fn steps(activation: &Activation) -> Steps<'_> {
+    match activation {
+        Activation::Relu => Steps::Relu,
+        // With the ReLU first a negative threshold passes what zero passes.
+        Activation::JumpRelu(jump) => Steps::Jump(jump.threshold.iter().map(|t| t.max(0.0)).collect()),
+        Activation::JumpIdentity(jump) => Steps::Jump(jump.threshold.as_slice().into()),
+        Activation::TopK(_) | Activation::AbsTopK(_) | Activation::Gated(_) | Activation::GroupMax(_) => {
+            Steps::Competing
+        }
+    }
+}
+
+fn description(set: &TranscoderSet, format: SetFormat) -> Result<String> {
+    let config = set.config();
     let SetConfig { kind, model_name, input, output, scan, n_layers: _, d_model: _, d_transcoder: _ } = config;
+    let extended = if format == SetFormat::Extended { EXTENDED } else { "" };
+    let competing = competing(set.activation(0)?, config);
     let lines = [
         model_name.as_ref().map(|name| ("model_name", written(name))),
-        Some(("model_kind", kind_name(*kind).to_owned())),
+        Some(("model_kind", format!("{extended}{}", kind_name(*kind)))),
         Some(("feature_input_hook", input.name().to_owned())),
         Some(("feature_output_hook", output.name().to_owned())),
         Some(("scan", written(scan))),
+        competing.map(|(name, _)| (ACTIVATION, name.to_owned())),
+        competing.map(|(_, k)| ("k", k.to_string())),
     ];
-    lines.into_iter().flatten().map(|(key, value)| format!("{key}: {value}\n")).collect()
+    let lines: Vec<String> = lines.into_iter().flatten().map(|(key, value)| format!("{key}: {value}\n")).collect();
+    Ok(lines.concat())
 }
 
 /// `layer_{i}.safetensors`.
@@ -163,7 +210,7 @@ fn write_layer(set: &TranscoderSet, layer: usize, dir: &Path) -> Result<()> {
         let skip = set.skip(layer)?.unwrap_or_else(|| vec![0.0; d * d]);
         tensors.push(Streamed::whole("W_skip", &[d, d], skip));
     }
-    if let Some(Some(thresholds)) = thresholds(&encoder.activation) {
+    if let Steps::Jump(thresholds) = steps(&encoder.activation) {
         tensors.push(Streamed::whole("activation_function.threshold", &[f], thresholds));
     }
     write_streamed(&dir.join(format!("layer_{layer}.safetensors")), tensors)
@@ -179,10 +226,16 @@ fn write_cross_layer(set: &TranscoderSet, layer: usize, dir: &Path) -> Result<()
         Streamed::whole(name("b_enc"), &[f], encoder.bias.as_slice()),
         Streamed::whole(name("b_dec"), &[d], b_dec.as_slice()),
     ];
+    if let Some(skip) = set.skip(layer)? {
+        tensors.push(Streamed::whole(name("W_skip"), &[d, d], skip));
+    }
     // Thresholds are in all layers or in none; that of a ReLU is zero.
-    let any = (0..n_layers).any(|layer| !matches!(set.activation(layer), Ok(Activation::Relu)));
-    if any {
-        let own = thresholds(&encoder.activation).flatten().unwrap_or_else(|| vec![0.0; f].into());
+    let jumps = |layer| set.activation(layer).is_ok_and(|activation| matches!(steps(activation), Steps::Jump(_)));
+    if (0..n_layers).any(jumps) {
+        let own = match steps(&encoder.activation) {
+            Steps::Jump(thresholds) => thresholds,
+            Steps::Relu | Steps::Competing => vec![0.0; f].into(),
+        };
         tensors.push(Streamed::whole(name("threshold"), &[f], own));
     }
     write_streamed(&dir.join(format!("W_enc_{layer}.safetensors")), tensors)?;

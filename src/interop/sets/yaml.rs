@@ -87,6 +87,11 @@ impl Yaml {
         }
     }
 
+    /// An error about what a key says.
+    pub(crate) fn wrong(&self, expected: String, found: String) -> Error {
+        wrong(&self.path, expected, found)
+    }
+
     fn kind(&self, key: &str, expected: &str, found: &Value) -> Error {
         let found = match found {
             Value::None => "nothing".into(),
@@ -118,9 +123,9 @@ fn parse(text: &str) -> Result<BTreeMap<String, Value>, Wrong> {
         if let Some(item) = bare.trim_start().strip_prefix("- ") {
             let key = open.as_ref().ok_or_else(|| (number, "a list item without a key".into()))?;
             let value = values.entry(key.clone()).or_insert(Value::None);
-            match (scalar(item.trim()), value) {
-                (Some(Some(item)), Value::List(items)) => items.push(item),
-                (Some(Some(item)), value @ Value::None) => *value = Value::List(vec![item]),
+            match (text_of(item.trim()), value) {
+                (Some(item), Value::List(items)) => items.push(item),
+                (Some(item), value @ Value::None) => *value = Value::List(vec![item]),
                 (_, value) => *value = Value::Other(number),
             }
             continue;
@@ -132,7 +137,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, Value>, Wrong> {
         }
         let split = bare.split_once(": ").or_else(|| Some((bare.trim_end().strip_suffix(':')?, "")));
         let (key, value) = split.ok_or_else(|| (number, "no 'key: value'".to_owned()))?;
-        let key = scalar(key.trim()).flatten().ok_or_else(|| (number, "no key".to_owned()))?;
+        let key = text_of(key.trim()).ok_or_else(|| (number, "no key".to_owned()))?;
         let value = parse_value(value.trim()).unwrap_or(Value::Other(number));
         open = (value == Value::None).then(|| key.clone());
         if values.insert(key.clone(), value).is_some() {
@@ -142,30 +147,36 @@ fn parse(text: &str) -> Result<BTreeMap<String, Value>, Wrong> {
     Ok(values)
 }
 
-/// The value behind a colon.
+/// The value behind a colon; `None` for what is of no kind that is read.
 fn parse_value(text: &str) -> Option<Value> {
-    if let Some(items) = text.strip_prefix('[') {
-        let items = items.strip_suffix(']')?.split(',').map(str::trim).filter(|item| !item.is_empty());
-        return items.map(|item| scalar(item)?).collect::<Option<Vec<_>>>().map(Value::List);
-    }
-    Some(scalar(text)?.map_or(Value::None, Value::Text))
+    let Some(items) = text.strip_prefix('[') else { return scalar(text) };
+    let items = items.strip_suffix(']')?.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items.map(text_of).collect::<Option<Vec<_>>>().map(Value::List)
 }
 
-/// A plain or quoted text; `Some(None)` for nothing, `None` for what is neither.
-fn scalar(text: &str) -> Option<Option<String>> {
+/// A text, and nothing else.
+fn text_of(text: &str) -> Option<String> {
+    match scalar(text) {
+        Some(Value::Text(text)) => Some(text),
+        _ => None,
+    }
+}
+
+/// A plain or quoted text, or nothing.
+fn scalar(text: &str) -> Option<Value> {
     if text.starts_with('"') {
         // Its escapes are those of JSON and a few rare ones.
-        return serde_json::from_str(text).ok().map(Some);
+        return serde_json::from_str(text).ok().map(Value::Text);
     }
     if let Some(rest) = text.strip_prefix('\'') {
         let inner = rest.strip_suffix('\'')?;
         let alone = inner.replace("''", "").contains('\'');
-        return (!alone).then(|| Some(inner.replace("''", "'")));
+        return (!alone).then(|| Value::Text(inner.replace("''", "'")));
     }
     match text {
-        "" | "~" | "null" | "Null" | "NULL" => Some(None),
+        "" | "~" | "null" | "Null" | "NULL" => Some(Value::None),
         _ if text.starts_with(['{', '[', '&', '*', '!', '|', '>', '%', '@', '`']) || text.contains(": ") => None,
-        _ => Some(Some(text.to_owned())),
+        _ => Some(Value::Text(text.to_owned())),
     }
 }
 
@@ -176,7 +187,7 @@ fn without_comment(line: &str) -> &str {
     for (at, c) in line.char_indices() {
         match (quote, c) {
             (None, '#') if before.is_whitespace() => return &line[..at],
-            (None, '"' | '\'') if before.is_whitespace() || "[,".contains(before) => quote = Some(c),
+            (None, '"' | '\'') if before.is_whitespace() || "[,".contains(before) || before == c => quote = Some(c),
             (Some(open), _) if c == open && before != '\\' => quote = None,
             _ => {}
         }

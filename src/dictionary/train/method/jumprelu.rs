@@ -15,6 +15,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{EntryGradient, Rule};
+use crate::dictionary::train::settings::Method;
 
 /// The penalty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -46,6 +47,30 @@ pub(in crate::dictionary::train) struct JumpRelu<'a> {
     pub(in crate::dictionary::train) target_l0: f64,
     /// Whether estimators reach the encoder.
     pub(in crate::dictionary::train) ste_to_input: bool,
+}
+
+impl<'a> JumpRelu<'a> {
+    /// The rule of `method`, where that is JumpReLU, with the weights' own tensors.
+    pub(in crate::dictionary::train) fn of(
+        method: &Method,
+        norms: &'a [f32],
+        own: &'a [(&'static str, Vec<f32>)],
+    ) -> Option<Self> {
+        let (Method::JumpRelu { bandwidth, loss, tanh_scale, target_l0, ste_to_input, .. }, [(_, threshold)]) =
+            (method, own)
+        else {
+            return None;
+        };
+        Some(Self {
+            norms,
+            threshold,
+            bandwidth: *bandwidth as f32,
+            loss: *loss,
+            tanh_scale: *tanh_scale as f32,
+            target_l0: target_l0.unwrap_or(1.0),
+            ste_to_input: *ste_to_input,
+        })
+    }
 }
 
 impl Rule for JumpRelu<'_> {

@@ -44,7 +44,7 @@ impl Auxiliary {
 
 /// Encoder rows and biases of `features`.
 fn gathered(weights: &Parameters, features: &[u32]) -> (Vec<f32>, Vec<f32>) {
-    let d = weights.width;
+    let d = weights.shape.d_in;
     let rows = features.iter().flat_map(|&f| &weights.w_enc[f as usize * d..][..d]).copied().collect();
     (rows, features.iter().map(|&f| weights.b_enc[f as usize]).collect())
 }
@@ -85,9 +85,12 @@ pub(super) fn pre_activation_loss<E: Precision>(
         loss += f64::from(factor * missing * norm);
         add_scaled(&mut gradients.w_enc[f * d..(f + 1) * d], -factor * norm, &below);
         gradients.b_enc[f] -= factor * norm * count;
-        add_scaled(&mut gradients.b_dec, factor * norm * count, w_enc);
+        if !batch.weights.shape.transcoder {
+            add_scaled(&mut gradients.b_dec, factor * norm * count, w_enc);
+        }
         let slope = factor * missing / norm.max(f32::MIN_POSITIVE);
-        add_scaled(&mut gradients.w_dec[f * d..(f + 1) * d], slope, &batch.weights.w_dec[f * d..(f + 1) * d]);
+        let row = f * batch.decoder_width()..(f + 1) * batch.decoder_width();
+        add_scaled(&mut gradients.w_dec[row.clone()], slope, &batch.weights.w_dec[row]);
         if let Some((_, own)) = gradients.own.first_mut() {
             own[f] += factor * norm * count;
         }

@@ -19,9 +19,9 @@ pub(super) const FEATURES: usize = 32;
 pub(super) struct Slice<'a> {
     /// Of the first feature.
     pub(super) first: usize,
-    /// `[features, d]`.
+    /// `[features, d_in]`.
     pub(super) w_enc: &'a mut [f32],
-    /// `[features, d]`.
+    /// `[features, decoder]`.
     pub(super) w_dec: &'a mut [f32],
     /// `[features]`.
     pub(super) b_enc: &'a mut [f32],
@@ -34,9 +34,9 @@ pub(super) struct Slice<'a> {
 impl<'a> Slice<'a> {
     /// Everything in slices of `size` features.
     pub(super) fn cut(gradients: &'a mut Parameters, fired: &'a mut [u32], size: usize) -> Vec<Self> {
-        let Parameters { width: d, w_enc, b_enc, w_dec, own, .. } = gradients;
+        let Parameters { shape, w_enc, b_enc, w_dec, own, .. } = gradients;
         let mut own: Vec<_> = own.iter_mut().map(|(_, values)| values.chunks_mut(size)).collect();
-        let matrices = w_enc.chunks_mut(size * *d).zip(w_dec.chunks_mut(size * *d));
+        let matrices = w_enc.chunks_mut(size * shape.d_in).zip(w_dec.chunks_mut(size * shape.decoder));
         matrices
             .zip(b_enc.chunks_mut(size).zip(fired.chunks_mut(size)))
             .enumerate()
@@ -60,7 +60,7 @@ impl<'a> Slice<'a> {
 
     /// Puts the sums of one feature's entries in place, the decoder norm's gradient included.
     pub(super) fn put<E: Precision>(&mut self, batch: &Batch<'_, E>, i: usize, sums: EntryGradient) {
-        let (d, f) = (batch.d, self.first + i);
+        let (d, f) = (batch.decoder_width(), self.first + i);
         self.b_enc[i] = sums.bias;
         for (own, sum) in self.own.iter_mut().zip(sums.own) {
             own[i] = sum;
@@ -72,7 +72,11 @@ impl<'a> Slice<'a> {
     }
 
     /// `−Σ_f ∂L/∂((x − b_dec) · W_enc,f) W_enc,f`: what reaches `b_dec` through the encoder, given the sums a feature.
+    /// Nothing in transcoders, which encode rows as they are.
     pub(super) fn bias_through_encoder<E: Precision>(&self, batch: &Batch<'_, E>, sums: &[f32]) -> Vec<f32> {
+        if batch.weights.shape.transcoder {
+            return Vec::new();
+        }
         let d = batch.d;
         let mut bias = vec![0.0; d];
         for (row, sum) in batch.weights.w_enc[self.first * d..].chunks_exact(d).zip(sums) {
@@ -125,9 +129,9 @@ pub(super) fn gradients<E: Precision, R: Rule>(
             let mut scratch = Scratch::default();
             let mut encoder_sums = vec![0.0; slice.b_enc.len()];
             for (i, encoder_sum) in encoder_sums.iter_mut().enumerate() {
-                let (f, d) = (slice.first + i, batch.d);
+                let (f, d, decoder) = (slice.first + i, batch.d, batch.decoder_width());
                 slice.w_enc[i * d..(i + 1) * d].fill(0.0);
-                slice.w_dec[i * d..(i + 1) * d].fill(0.0);
+                slice.w_dec[i * decoder..(i + 1) * decoder].fill(0.0);
                 let level = levels.of(f);
                 let (mut sums, active) = main.add(batch, f, i, &mut slice, &walk.planes[level..], walk, &mut scratch);
                 slice.fired[i] = active;
@@ -144,7 +148,9 @@ pub(super) fn gradients<E: Precision, R: Rule>(
         .collect();
     let mut squares = 0.0;
     for (part, square) in &parts {
-        add_scaled(&mut b_dec, 1.0, part);
+        if !part.is_empty() {
+            add_scaled(&mut b_dec, 1.0, part);
+        }
         squares += square;
     }
     squares += f64::from(squared_norm(&b_dec));
@@ -186,7 +192,8 @@ impl<R: Rule> Grouped<'_, R> {
         }
         let d = batch.d;
         E::decode_row(&mut slice.w_enc[i * d..(i + 1) * d], rows, encoder, &batch.centered);
-        let w_dec = &mut slice.w_dec[i * d..(i + 1) * d];
+        let decoder = batch.decoder_width();
+        let w_dec = &mut slice.w_dec[i * decoder..(i + 1) * decoder];
         for (values, plane) in values.iter().zip(planes).take(R::CHANNELS) {
             E::decode_row(w_dec, rows, values, plane);
         }

@@ -10,12 +10,14 @@
 //! dense products over tiles of features. The choice depends on the density of the batch alone, never on measured
 //! time, so results can be reproduced.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::loss::Loss;
 use super::method::{Chosen, Gated, JumpRelu, L1, Relu, Rule};
 use super::operand::Precision;
-use super::parameters::{Parameters, State};
+use super::parameters::{Parameters, Shape, State};
 use super::settings::{Method, TrainPlan};
 use crate::base::DtypeChoice;
 use crate::dictionary::SparseCodes;
@@ -23,9 +25,11 @@ use crate::dictionary::encoder::centered;
 use crate::ops::bf16::Kernel;
 
 mod auxiliary;
+pub(super) mod cross;
 mod features;
 mod pick;
 mod rows;
+mod skip;
 mod tiles;
 
 use auxiliary::{Auxiliary, pre_activation_loss};
@@ -34,8 +38,10 @@ use pick::Encoder;
 /// What a step is told beside its rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StepInput<'a> {
-    /// Scaled rows, `[n, d]`.
+    /// Scaled rows, `[n, d_in]`.
     pub(super) x: &'a [f32],
+    /// The scaled rows that a transcoder reconstructs, `[n, d_out]`; `x` where there are none.
+    pub(super) target: Option<&'a [f32]>,
     /// Weight of the penalty, `λ`.
     pub(super) coefficient: f64,
     /// Exponent of the penalty, where it is annealed.
@@ -74,15 +80,16 @@ pub(super) struct Workspace {
 struct Batch<'a, E: Precision> {
     weights: &'a Parameters,
     norms: Vec<f32>,
-    x: &'a [f32],
+    /// What features and `b_dec` are to reconstruct, `[n, d_out]`: without what a skip connection gives.
+    target: Cow<'a, [f32]>,
     n: usize,
     d: usize,
     f: usize,
-    /// `x − b_dec`, for the encoder product.
+    /// Rows as they are encoded, `x − b_dec` or `x`, for products.
     left: E::Left,
-    /// `x − b_dec`, `[n, d]`.
+    /// The same, `[n, d_in]`.
     centered: Vec<E>,
-    /// `W_dec`, `[f, d]`.
+    /// `W_dec`, `[f, decoder]`.
     decoder: Vec<E>,
 }
 
@@ -112,7 +119,7 @@ impl Workspace {
 
     fn compute<E: Precision>(&mut self, state: &State, plan: &TrainPlan, input: StepInput<'_>) -> BatchReport {
         let weights = &state.weights;
-        let batch = Batch::<E>::new(weights, input.x);
+        let batch = Batch::<E>::new(weights, input.x, input.target);
         let norms = batch.norms.as_slice();
         let push = (input.coefficient * state.penalty_scale / batch.n as f64) as f32;
         match &plan.method {
@@ -130,25 +137,16 @@ impl Workspace {
                 let gain: Vec<f32> = r_mag.iter().map(|r| r.exp()).collect();
                 self.entrywise(&batch, &Gated { norms, b_gate: &weights.b_enc, gain: &gain, b_mag }, push)
             }
-            Method::JumpRelu {
-                bandwidth, loss, tanh_scale, target_l0, ste_to_input, pre_act_loss_coefficient, ..
-            } => {
-                let [(_, threshold)] = weights.own.as_slice() else { unreachable!("a JumpReLU dictionary") };
-                let rule = JumpRelu {
-                    norms,
-                    threshold,
-                    bandwidth: *bandwidth as f32,
-                    loss: *loss,
-                    tanh_scale: *tanh_scale as f32,
-                    target_l0: target_l0.unwrap_or(1.0),
-                    ste_to_input: *ste_to_input,
+            Method::JumpRelu { pre_act_loss_coefficient, .. } => {
+                let Some(rule) = JumpRelu::of(&plan.method, norms, &weights.own) else {
+                    unreachable!("a JumpReLU dictionary")
                 };
                 let mut report = self.entrywise(&batch, &rule, push);
                 if let Some(coefficient) = pre_act_loss_coefficient
                     && !input.dead.is_empty()
                 {
                     report.loss.auxiliary +=
-                        pre_activation_loss(&batch, threshold, input.dead, *coefficient, &mut self.gradients);
+                        pre_activation_loss(&batch, rule.threshold, input.dead, *coefficient, &mut self.gradients);
                     report.squared_gradient = self.squared_gradient();
                 }
                 report
@@ -168,28 +166,24 @@ impl Workspace {
         let limits: Vec<f32> = (0..batch.f).map(|f| rule.limit(f)).collect();
         let codes = pick::above(&encoder, batch.n, &limits);
         let walk = rows::walk(batch, rule, &codes, Levels(&[batch.f]), push, None);
-        let squares = features::gradients(batch, rule, &codes, &walk, Levels(&[batch.f]), None, &mut self.gradients);
-        walk.report(batch.n, squares)
+        let (fired, squares) =
+            features::gradients(batch, rule, &codes, &walk, Levels(&[batch.f]), None, &mut self.gradients);
+        let skip = skip::gradient(batch, &walk.planes[0], &mut self.gradients);
+        walk.report(batch.n, (fired, squares + skip))
     }
 
     /// Architectures whose features compete: they are chosen first, and linear afterwards.
     fn chosen<E: Precision>(&mut self, batch: &Batch<'_, E>, plan: &TrainPlan, input: StepInput<'_>) -> BatchReport {
         let top = plan.method.top().unwrap_or_default();
-        let scale = top.rescale.then_some(batch.norms.as_slice());
-        let encoder = Encoder::new(batch, scale);
-        let (mut codes, least) = if top.whole_batch {
-            pick::top_of_batch(&encoder, batch.n, (top.k * batch.n as f64) as usize)
-        } else {
-            (pick::top_of_rows(&encoder, batch.n, top.k as usize, 0.0), None)
-        };
-        encoder.unscale(&mut codes);
+        let (codes, least) = pick::compete(batch, &top);
         let all = [batch.f];
         let levels = Levels(if top.levels.is_empty() { &all } else { &top.levels });
         let auxiliary = Auxiliary::new(batch, input.dead, top.aux_coefficient, top.k_aux);
         let walk = rows::walk(batch, &Chosen, &codes, levels, 0.0, auxiliary.as_ref());
-        let squares =
+        let (fired, squares) =
             features::gradients(batch, &Chosen, &codes, &walk, levels, auxiliary.as_ref(), &mut self.gradients);
-        BatchReport { least, ..walk.report(batch.n, squares) }
+        let skip = skip::gradient(batch, &walk.planes[0], &mut self.gradients);
+        BatchReport { least, ..walk.report(batch.n, (fired, squares + skip)) }
     }
 
     fn squared_gradient(&self) -> f64 {
@@ -198,21 +192,33 @@ impl Workspace {
 }
 
 impl<'a, E: Precision> Batch<'a, E> {
-    fn new(weights: &'a Parameters, x: &'a [f32]) -> Self {
-        let (d, f) = (weights.width, weights.features());
+    fn new(weights: &'a Parameters, x: &'a [f32], target: Option<&'a [f32]>) -> Self {
+        let Shape { d_in: d, features: f, transcoder, .. } = weights.shape;
         let n = x.len() / d;
-        let without_bias = centered(x, Some(&weights.b_dec));
+        let encoded = centered(x, (!transcoder).then_some(weights.b_dec.as_slice()));
+        let left = E::left(&encoded, n, d);
+        let target = target.unwrap_or(x);
         Self {
             norms: weights.decoder_norms(),
-            left: E::left(&without_bias, n, d),
-            centered: stored(&without_bias),
+            target: skip::without::<E>(weights, &left, target),
+            centered: stored(&encoded),
             decoder: stored(&weights.w_dec),
+            left,
             weights,
-            x,
             n,
             d,
             f,
         }
+    }
+
+    /// Width of a decoder row.
+    fn decoder_width(&self) -> usize {
+        self.weights.shape.decoder
+    }
+
+    fn target_row(&self, row: usize) -> &[f32] {
+        let d = self.weights.shape.d_out;
+        &self.target[row * d..][..d]
     }
 }
 
@@ -237,7 +243,7 @@ fn dense_above(dtype: DtypeChoice) -> f64 {
 
 /// The codes of `x` under `weights`, entry by entry, in `f32`: what a dictionary with these weights would do.
 pub(super) fn active_pairs<R: Rule>(weights: &Parameters, rule: &R, x: &[f32]) -> SparseCodes {
-    let batch = Batch::<f32>::new(weights, x);
+    let batch = Batch::<f32>::new(weights, x, None);
     let limits: Vec<f32> = (0..batch.f).map(|f| rule.limit(f)).collect();
     pick::above(&Encoder::new(&batch, None), batch.n, &limits)
 }

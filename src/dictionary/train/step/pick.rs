@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::super::method::Rule;
 use super::super::operand::Precision;
+use super::super::settings::Top;
 use super::Batch;
 use crate::dictionary::SparseCodes;
 use crate::ops::compact::{Limit, Picked, TopK, rank};
@@ -65,7 +66,7 @@ impl<'a, E: Precision> Encoder<'a, E> {
     }
 
     /// Turns competing values back into pre-activations.
-    pub(super) fn unscale(&self, codes: &mut SparseCodes) {
+    fn unscale(&self, codes: &mut SparseCodes) {
         let Some(scale) = self.scale else { return };
         for (value, feature) in codes.values.iter_mut().zip(&codes.features) {
             *value /= scale[*feature as usize].max(f32::MIN_POSITIVE);
@@ -130,6 +131,18 @@ pub(super) fn top_of_rows<E: Precision>(encoder: &Encoder<'_, E>, n: usize, k: u
         }
         codes
     })
+}
+
+/// The pre-activations that win a place, and the least of them where all rows compete.
+pub(super) fn compete<E: Precision>(batch: &Batch<'_, E>, top: &Top) -> (SparseCodes, Option<f32>) {
+    let encoder = Encoder::new(batch, top.rescale.then_some(batch.norms.as_slice()));
+    let (mut codes, least) = if top.whole_batch {
+        top_of_batch(&encoder, batch.n, (top.k * batch.n as f64) as usize)
+    } else {
+        (top_of_rows(&encoder, batch.n, top.k as usize, 0.0), None)
+    };
+    encoder.unscale(&mut codes);
+    (codes, least)
 }
 
 /// The `count` largest positive entries of the whole batch, of equal ones the first; and the least of them.

@@ -15,7 +15,7 @@ const ROWS: usize = 128;
 
 /// What the walk over the rows leaves for the features.
 pub(super) struct Walk<E> {
-    /// Gradients of the loss by what features of a level, or of a channel, decode to: `[n, d]` each.
+    /// Gradients of the loss by what features of a level, or of a channel, decode to: `[n, decoder]` each.
     pub(super) planes: Vec<Vec<E>>,
     /// The same for the auxiliary reconstruction; empty without one.
     pub(super) auxiliary_plane: Vec<E>,
@@ -25,19 +25,31 @@ pub(super) struct Walk<E> {
     pub(super) auxiliary_pulls: Vec<f32>,
     /// `λ/n · P'(S)` of every row.
     pub(super) pushes: Vec<f32>,
-    /// `Σ_b` of all gradients by reconstructions, `[d]`.
+    /// `Σ_b` of all gradients by reconstructions, `[d_out]`.
     pub(super) bias: Vec<f32>,
-    sums: Sums,
+    pub(super) sums: Sums,
 }
 
 /// Sums over rows.
 #[derive(Debug, Clone, Copy, Default)]
-struct Sums {
-    squared_error: f64,
+pub(super) struct Sums {
+    pub(super) squared_error: f64,
     other_errors: f64,
     penalty: f64,
-    auxiliary: f64,
+    pub(super) auxiliary: f64,
     active: u64,
+}
+
+impl Sums {
+    /// Adds those of other rows.
+    pub(super) fn add(&mut self, other: Self) {
+        let Self { squared_error, other_errors, penalty, auxiliary, active } = other;
+        self.squared_error += squared_error;
+        self.other_errors += other_errors;
+        self.penalty += penalty;
+        self.auxiliary += auxiliary;
+        self.active += active;
+    }
 }
 
 /// What a task writes to: its part of every vector of [`Walk`].
@@ -50,7 +62,20 @@ struct Task<'a, E> {
     pushes: &'a mut [f32],
 }
 
-impl<E> Walk<E> {
+impl<E: Precision> Walk<E> {
+    /// Nothing yet about `n` rows with one plane of the width `decoder`.
+    pub(super) fn empty(n: usize, (decoder, d_out): (usize, usize), auxiliary: bool) -> Self {
+        Self {
+            planes: vec![vec![E::default(); n * decoder]],
+            auxiliary_plane: vec![E::default(); if auxiliary { n * decoder } else { 0 }],
+            pulls: Default::default(),
+            auxiliary_pulls: Vec::new(),
+            pushes: vec![0.0; n],
+            bias: vec![0.0; d_out],
+            sums: Sums::default(),
+        }
+    }
+
     /// The report of a batch of `n` rows with `features`' findings.
     pub(super) fn report(&self, n: usize, (fired, squared_gradient): (Vec<u32>, f64)) -> BatchReport {
         let n = n as f64;
@@ -69,7 +94,7 @@ pub(super) fn walk<E: Precision, R: Rule>(
     push: f32,
     auxiliary: Option<&Auxiliary>,
 ) -> Walk<E> {
-    let (n, d) = (batch.n, batch.d);
+    let (n, d) = (batch.n, batch.decoder_width());
     let planes = levels.0.len().max(R::CHANNELS);
     let auxiliary_codes = auxiliary.map(|auxiliary| &auxiliary.codes);
     let size = |present: bool, size: usize| if present { size } else { 0 };
@@ -88,12 +113,7 @@ pub(super) fn walk<E: Precision, R: Rule>(
         .collect();
     for (sums, bias) in parts {
         add_scaled(&mut walk.bias, 1.0, &bias);
-        let total = &mut walk.sums;
-        total.squared_error += sums.squared_error;
-        total.other_errors += sums.other_errors;
-        total.penalty += sums.penalty;
-        total.auxiliary += sums.auxiliary;
-        total.active += sums.active;
+        walk.sums.add(sums);
     }
     walk
 }
@@ -152,7 +172,7 @@ impl<E: Precision> Task<'_, E> {
         push: f32,
         auxiliary: Option<&Auxiliary>,
     ) -> (Sums, Vec<f32>) {
-        let d = batch.d;
+        let d = batch.decoder_width();
         let (mut sums, mut bias) = (Sums::default(), vec![0.0; d]);
         let mut scratch = Scratch {
             values: Default::default(),
@@ -201,7 +221,7 @@ impl<E: Precision> Task<'_, E> {
         sums: &mut Sums,
     ) {
         let Scratch { values, reconstruction, error, gradients } = scratch;
-        let x = &batch.x[row * batch.d..][..batch.d];
+        let x = batch.target_row(row);
         let factor = 2.0 / batch.n as f32;
         reconstruction.copy_from_slice(&batch.weights.b_dec);
         let mut start = 0;
@@ -242,7 +262,7 @@ impl<E: Precision> Task<'_, E> {
         pairs: std::ops::Range<usize>,
         sums: &mut Sums,
     ) {
-        let x = &batch.x[row * batch.d..][..batch.d];
+        let x = batch.target_row(row);
         let gradient = &mut scratch.gradients[1];
         gradient.copy_from_slice(&batch.weights.b_dec);
         E::decode_row(gradient, features, &scratch.values[1], &batch.decoder);
@@ -257,7 +277,7 @@ impl<E: Precision> Task<'_, E> {
 }
 
 /// Fills `values` for the pairs of one row; gives the row's push.
-fn evaluate<R: Rule>(
+pub(super) fn evaluate<R: Rule>(
     rule: &R,
     features: &[u32],
     pres: &[f32],
@@ -283,7 +303,7 @@ fn evaluate<R: Rule>(
 
 impl Auxiliary {
     /// One row: turns `error`, `x̂ − x`, into the gradient by the auxiliary reconstruction; gives the weighted loss.
-    fn row<E: Precision>(
+    pub(super) fn row<E: Precision>(
         &self,
         batch: &Batch<'_, E>,
         features: &[u32],

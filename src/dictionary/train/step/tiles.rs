@@ -11,7 +11,7 @@ use super::super::method::{EntryGradient, Rule};
 use super::super::operand::Precision;
 use super::super::parameters::Parameters;
 use super::features::Slice;
-use super::{Batch, BatchReport};
+use super::{Batch, BatchReport, skip};
 use crate::ops::{Work, add_scaled, squared_norm, widest};
 
 /// Rows that one task of the first pass handles.
@@ -23,7 +23,7 @@ const BLOCK: usize = 1024;
 
 /// What the first pass leaves.
 struct Forward {
-    /// `2 (x̂ − x) / n` of each channel, `[n, d]`.
+    /// `2 (x̂ − x) / n` of each channel, `[n, d_out]`.
     gradients: [Vec<f32>; 2],
     /// `λ/n · P'(S)` of every row.
     pushes: Vec<f32>,
@@ -40,28 +40,29 @@ pub(super) fn gradients<E: Precision, R: Rule>(
     gradients: &mut Parameters,
 ) -> BatchReport {
     let forward = forward(batch, rule, push);
-    let (fired, squared_gradient) = backward(batch, rule, &forward, gradients);
+    let (fired, mut squared_gradient) = backward(batch, rule, &forward, gradients);
+    squared_gradient += skip::gradient(batch, &forward.gradients[0], gradients);
     let l0 = forward.active as f64 / batch.n as f64;
     BatchReport { loss: forward.loss, l0, fired, squared_gradient, least: None }
 }
 
 /// Rows in tasks: reconstructions, errors, penalties.
 fn forward<E: Precision, R: Rule>(batch: &Batch<'_, E>, rule: &R, push: f32) -> Forward {
-    let (n, d, f) = (batch.n, batch.d, batch.f);
+    let (n, d, f, out) = (batch.n, batch.d, batch.f, batch.decoder_width());
     let weights = batch.weights;
     let w_enc = E::right_transposed(&weights.w_enc, None, f, d);
-    let w_dec = E::right(&weights.w_dec, f, d);
+    let w_dec = E::right(&weights.w_dec, f, out);
     let mut forward = Forward {
-        gradients: [vec![0.0; n * d], vec![0.0; if R::CHANNELS > 1 { n * d } else { 0 }]],
+        gradients: [vec![0.0; n * out], vec![0.0; if R::CHANNELS > 1 { n * out } else { 0 }]],
         pushes: vec![0.0; n],
         loss: Loss::default(),
-        bias: vec![0.0; d],
+        bias: vec![0.0; out],
         active: 0,
     };
     let [first, second] = &mut forward.gradients;
-    let mut second = second.chunks_mut(ROWS * d);
+    let mut second = second.chunks_mut(ROWS * out);
     let tasks: Vec<_> = first
-        .chunks_mut(ROWS * d)
+        .chunks_mut(ROWS * out)
         .zip(forward.pushes.chunks_mut(ROWS))
         .enumerate()
         .map(|(task, (first, pushes))| (task * ROWS, [first, second.next().unwrap_or_default()], pushes))
@@ -70,7 +71,7 @@ fn forward<E: Precision, R: Rule>(batch: &Batch<'_, E>, rule: &R, push: f32) -> 
         .into_par_iter()
         .map(|(first, mut outputs, pushes)| {
             let rows = pushes.len();
-            for row in outputs.iter_mut().flat_map(|out| out.chunks_exact_mut(d)) {
+            for row in outputs.iter_mut().flat_map(|rows| rows.chunks_exact_mut(out)) {
                 row.copy_from_slice(&weights.b_dec);
             }
             let mut tiles = [vec![0.0; rows * TILE], vec![0.0; if R::CHANNELS > 1 { rows * TILE } else { 0 }]];
@@ -88,16 +89,16 @@ fn forward<E: Precision, R: Rule>(batch: &Batch<'_, E>, rule: &R, push: f32) -> 
                     sizes[i] += size;
                     active += u64::from(count);
                 }
-                for (tile, out) in tiles.iter().zip(&mut outputs).take(R::CHANNELS) {
+                for (tile, output) in tiles.iter().zip(&mut outputs).take(R::CHANNELS) {
                     let left = E::left(&tile[..rows * width], rows, width);
-                    E::multiply(out, (&left, 0..rows), (&w_dec, 0..d), features.clone(), true);
+                    E::multiply(output, (&left, 0..rows), (&w_dec, 0..out), features.clone(), true);
                 }
             }
             let mut loss = Loss::default();
-            let mut bias = vec![0.0; d];
-            for (channel, out) in outputs.iter_mut().enumerate().take(R::CHANNELS) {
-                for (i, row) in out.chunks_exact_mut(d).enumerate() {
-                    row.iter_mut().zip(&batch.x[(first + i) * d..]).for_each(|(y, x)| *y -= x);
+            let mut bias = vec![0.0; out];
+            for (channel, output) in outputs.iter_mut().enumerate().take(R::CHANNELS) {
+                for (i, row) in output.chunks_exact_mut(out).enumerate() {
+                    row.iter_mut().zip(batch.target_row(first + i)).for_each(|(y, x)| *y -= x);
                     let squared = f64::from(squared_norm(row)) / n as f64;
                     if channel == 0 {
                         loss.mse += squared;
@@ -133,13 +134,13 @@ fn backward<E: Precision, R: Rule>(
     forward: &Forward,
     gradients: &mut Parameters,
 ) -> (Vec<u32>, f64) {
-    let (n, d, f) = (batch.n, batch.d, batch.f);
+    let (n, d, f, out) = (batch.n, batch.d, batch.f, batch.decoder_width());
     let centered: Vec<f32> = batch.centered.par_iter().map(|x| x.widen()).collect();
     let sides = Sides::<E> {
         by_row: E::right_transposed(&centered, None, n, d),
         rows: E::right(&centered, n, d),
-        errors_by_row: (0..R::CHANNELS).map(|c| E::right_transposed(&forward.gradients[c], None, n, d)).collect(),
-        errors: (0..R::CHANNELS).map(|c| E::right(&forward.gradients[c], n, d)).collect(),
+        errors_by_row: (0..R::CHANNELS).map(|c| E::right_transposed(&forward.gradients[c], None, n, out)).collect(),
+        errors: (0..R::CHANNELS).map(|c| E::right(&forward.gradients[c], n, out)).collect(),
     };
     let mut fired = vec![0u32; f];
     let parts: Vec<(Vec<f32>, f64)> = Slice::cut(gradients, &mut fired, TILE)
@@ -149,7 +150,9 @@ fn backward<E: Precision, R: Rule>(
     let mut b_dec = forward.bias.clone();
     let mut squares = 0.0;
     for (part, square) in &parts {
-        add_scaled(&mut b_dec, 1.0, part);
+        if !part.is_empty() {
+            add_scaled(&mut b_dec, 1.0, part);
+        }
         squares += square;
     }
     squares += f64::from(squared_norm(&b_dec));
@@ -159,24 +162,24 @@ fn backward<E: Precision, R: Rule>(
 
 /// The rows and errors as right sides of products.
 struct Sides<'a, E: Precision> {
-    /// `[d, n]`.
+    /// `[d_in, n]`.
     by_row: E::Right<'a>,
-    /// `[n, d]`.
+    /// `[n, d_in]`.
     rows: E::Right<'a>,
-    /// `[d, n]` a channel.
+    /// `[d_out, n]` a channel.
     errors_by_row: Vec<E::Right<'a>>,
-    /// `[n, d]` a channel.
+    /// `[n, d_out]` a channel.
     errors: Vec<E::Right<'a>>,
 }
 
 impl<E: Precision> Sides<'_, E> {
     /// All gradients of the features of `slice`; gives what reaches `b_dec` through the encoder, and the squares.
     fn tile<R: Rule>(&self, batch: &Batch<'_, E>, rule: &R, pushes: &[f32], slice: &mut Slice<'_>) -> (Vec<f32>, f64) {
-        let (n, d) = (batch.n, batch.d);
+        let (n, d, out) = (batch.n, batch.d, batch.decoder_width());
         let width = slice.b_enc.len();
-        let span = slice.first * d..(slice.first + width) * d;
-        let encoder = E::left(&batch.weights.w_enc[span.clone()], width, d);
-        let decoder = E::left(&batch.weights.w_dec[span], width, d);
+        let span = |d: usize| slice.first * d..(slice.first + width) * d;
+        let encoder = E::left(&batch.weights.w_enc[span(d)], width, d);
+        let decoder = E::left(&batch.weights.w_dec[span(out)], width, out);
         slice.w_enc.fill(0.0);
         slice.w_dec.fill(0.0);
         let mut sums = vec![EntryGradient::default(); width];
@@ -188,7 +191,7 @@ impl<E: Precision> Sides<'_, E> {
             let pres = &mut pres[0][..count];
             E::multiply(pres, (&encoder, 0..width), (&self.by_row, rows.clone()), 0..d, false);
             for (pulls, errors) in pulls.iter_mut().zip(&self.errors_by_row) {
-                E::multiply(&mut pulls[..count], (&decoder, 0..width), (errors, rows.clone()), 0..d, false);
+                E::multiply(&mut pulls[..count], (&decoder, 0..width), (errors, rows.clone()), 0..out, false);
             }
             for (i, sums) in sums.iter_mut().enumerate() {
                 let f = slice.first + i;
@@ -212,7 +215,7 @@ impl<E: Precision> Sides<'_, E> {
             E::multiply(slice.w_enc, (&left, 0..width), (&self.rows, 0..d), rows.clone(), true);
             for (values, errors) in pulls.iter().zip(&self.errors) {
                 let left = E::left(&values[..count], width, rows.len());
-                E::multiply(slice.w_dec, (&left, 0..width), (errors, 0..d), rows.clone(), true);
+                E::multiply(slice.w_dec, (&left, 0..width), (errors, 0..out), rows.clone(), true);
             }
         }
         let encoder_sums: Vec<f32> = sums.iter().map(|sums| sums.encoder).collect();

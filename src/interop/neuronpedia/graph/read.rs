@@ -102,7 +102,9 @@ impl Reader<'_> {
             return Ok(graph);
         };
         let Own { model, scan, cross_layer, settings, n_layers: _, tokens, scores, report, verification } = own;
-        let lost = |v: &crate::analysis::graph::Verification| v.nodes.iter().any(|node| node.node >= graph.nodes.len());
+        let lost = |v: &crate::analysis::graph::Verification| {
+            v.nodes.iter().any(|node| node.node.max(node.target) >= graph.nodes.len())
+        };
         if tokens.len() != metadata.prompt_tokens.len() || verification.as_ref().is_some_and(lost) {
             return Err(self.wrong("tokens and verified nodes of this graph under \"mechinterp\"", "others"));
         }

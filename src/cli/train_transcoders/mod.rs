@@ -1,0 +1,311 @@
+//! `mechinterp train-transcoders`: transcoders of all layers in one pass, or a cross-layer transcoder.
+
+mod layers;
+mod output;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::base::artifact::write_json;
+use crate::base::{Artifact, Error, Result, RunRecord};
+use crate::analysis::eval::replacement::{ReplacementReport, replacement};
+use crate::dictionary::TranscoderSet;
+use crate::dictionary::train::{Member, SetRun, TrainArchitecture, TrainSettings, TrainSummary, train_set};
+use crate::model::{HookPoint, ModelConfig};
+use crate::store::RowSource;
+
+use self::layers::Layers;
+use self::output::Trained;
+use super::cache::count;
+use super::filter::FilterArgs;
+use super::method::MethodArgs;
+use super::open;
+use super::render::{Table, Ui, thousands};
+use super::train_sae::record::{RECORD, check_same_run};
+use super::train_sae::rows::{HeldOutText, Origin, Ready, RowArgs, StreamArgs};
+use super::train_sae::{LengthArgs, MANY_ROWS, of_transcoder, wanted_rows};
+use super::{Common, Outcome};
+
+/// Where layers keep checkpoints and metrics while they are trained.
+const TRAINING: &str = "training";
+/// What the set makes of the model.
+const REPLACEMENT: &str = "replacement.json";
+/// Held-out rows measured on the way: all layers are encoded each time.
+const HELDOUT_ROWS: u64 = 2048;
+/// Measurements on the way.
+const MEASUREMENTS: u64 = 5;
+
+/// Arguments of `train-transcoders`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Args {
+    /// Model to run while training; nothing is stored.
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// Text for it: .txt, .jsonl or .parquet files, or a hub dataset; repeat the flag for several.
+    #[arg(long, value_name = "FILE|HUB", num_args = 1.., required = true)]
+    data: Vec<String>,
+    /// Directory to make: a set that `graph` reads and circuit-tracer loads; without all layers, or with topk, a
+    /// directory in SAELens' layout for each layer.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Layers to train, such as 0-5,7; all when absent.
+    #[arg(long, value_name = "N,N-N…", conflicts_with = "cross_layer")]
+    layers: Option<Layers>,
+    /// What each layer reads, as a hook point without its layer.
+    #[arg(long, value_name = "NAME", default_value = "mlp.hook_in")]
+    input_hook: String,
+    /// What each layer reconstructs.
+    #[arg(long, value_name = "NAME", default_value = "mlp.hook_out")]
+    output_hook: String,
+    /// Train a cross-layer transcoder: the features of a layer write to its own and all later layers.
+    #[arg(long)]
+    cross_layer: bool,
+    /// A linear connection from each layer's rows to their reconstruction beside the features, trained from zero.
+    #[arg(long, conflicts_with = "cross_layer")]
+    skip: bool,
+    #[command(flatten)]
+    stream: StreamArgs,
+    /// Share of the sequences, the last ones, that is kept for measuring and never trained on.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    held_out: f64,
+    #[command(flatten)]
+    filter: FilterArgs,
+    #[command(flatten)]
+    method: MethodArgs,
+    #[command(flatten)]
+    length: LengthArgs,
+    /// Tokens of held-out text on which the model is run in the end with each layer and with all layers replaced, two
+    /// passes a layer; 0 leaves that out.
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = count_or_none)]
+    eval_tokens: u64,
+    /// Seed of initialisation, order and resampling.
+    #[arg(long, default_value_t = TrainSettings::default().seed)]
+    seed: u64,
+    /// Go on with a run that was cut off.
+    #[arg(long)]
+    resume: bool,
+}
+
+/// What one layer learns from what.
+struct Place {
+    layer: usize,
+    input: HookPoint,
+    output: HookPoint,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    dir: &'a Path,
+    positions: Value,
+    layers: Vec<LayerReport>,
+    /// What the set makes of the model; absent where layers are missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replacement: Option<ReplacementReport>,
+}
+
+#[derive(Serialize)]
+struct LayerReport {
+    layer: usize,
+    #[serde(flatten)]
+    summary: TrainSummary,
+}
+
+pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
+    let settings = args.settings()?;
+    let device = common.device.open()?;
+    let config = open::config(&open::locate(&args.model, ui)?)?;
+    let places = args.places(&config)?;
+    let rows = RowArgs::streamed(&args.model, &args.data, &args.stream, args.held_out, &args.filter);
+    let hooks: Vec<Option<String>> =
+        places.iter().flat_map(|place| [place.input, place.output]).map(|point| Some(point.to_string())).collect();
+    let origin = Origin::open(&rows, &hooks, args.seed, common, ui)?;
+    let bytes = args.check(&settings, &origin, &places)?;
+    let artifact = Artifact::begin(&args.out, args.resume)?.with_arguments(super::arguments());
+    let record = args.record(&origin, &settings);
+    check_same_run(&artifact, &record)?;
+    ui.say(args.estimate(&origin, bytes, &settings, places.len()));
+    let Ready { mut training, mut heldout, mut positions, metadata, text } =
+        origin.begin(wanted_rows(&settings), ui, ui.progress())?;
+    write_json(&artifact.dir().join(RECORD), &record)?;
+    let member = |(i, place): (usize, &Place)| Member {
+        name: format!("{TRAINING}/layer_{}", place.layer),
+        hook: 2 * i,
+        target: Some(2 * i + 1),
+        settings: TrainSettings { seed: args.seed + place.layer as u64, ..settings.clone() },
+        metadata: of_transcoder(metadata[2 * i..2 * i + 2].to_vec()),
+    };
+    let layers = train_set(SetRun {
+        source: &mut *training,
+        heldout: heldout.as_mut().map(|h| &mut **h as &mut dyn RowSource),
+        layers: places.iter().enumerate().map(member).collect(),
+        cross_layer: args.cross_layer,
+        device: &device,
+        out: &artifact,
+        progress: ui.progress(),
+    })?;
+    drop((training, heldout));
+    let reports: Vec<LayerReport> = places
+        .iter()
+        .zip(&layers)
+        .map(|(place, trained)| LayerReport { layer: place.layer, summary: trained.summary.clone() })
+        .collect();
+    let trained = args.assemble(layers, &config)?;
+    output::write(&artifact, &places, &trained, &reports)?;
+    let replacement = match (&trained, text) {
+        (Trained::Set(set), Some(text)) if args.eval_tokens > 0 => Some(args.replacement(set, &text, common, ui)?),
+        _ => None,
+    };
+    if let Some(replacement) = &replacement {
+        write_json(&artifact.dir().join(REPLACEMENT), replacement)?;
+    }
+    output::remove_work(&artifact)?;
+    artifact.finish(&record)?;
+    let positions = positions.pop().unwrap_or_default();
+    let report = Report { dir: &args.out, positions, layers: reports, replacement };
+    if ui.json() {
+        ui.out_json(&report)?;
+    } else {
+        print(&report, ui)?;
+    }
+    Ok(Outcome::Done)
+}
+
+impl Args {
+    fn settings(&self) -> Result<TrainSettings> {
+        let rest = TrainSettings {
+            arch: TrainArchitecture::BatchTopK,
+            seed: self.seed,
+            skip: self.skip,
+            heldout_rows: HELDOUT_ROWS,
+            ..TrainSettings::default()
+        };
+        let mut settings = self.method.settings(self.length.settings(rest));
+        if let (None, Some(rows)) = (settings.eval_every, wanted_rows(&settings)) {
+            let steps = rows / settings.batch_size.max(1) as u64;
+            settings.eval_every = Some((steps / MEASUREMENTS).max(1).next_multiple_of(settings.log_every.max(1)));
+        }
+        if self.cross_layer && settings.arch == TrainArchitecture::TopK {
+            let expected = "batchtopk, jumprelu or relu with --cross-layer";
+            let remedy = "batchtopk keeps as many features active, on average over a batch";
+            return Err(Error::flag("--arch", expected, "topk, which no file format of them has", remedy));
+        }
+        Ok(settings)
+    }
+
+    /// The hook points of every layer that is to be trained.
+    fn places(&self, config: &ModelConfig) -> Result<Vec<Place>> {
+        let layers = match &self.layers {
+            Some(layers) => layers.within(config.n_layers)?,
+            None => (0..config.n_layers).collect(),
+        };
+        let point = |layer: usize, name: &str| HookPoint::resolve(&format!("blocks.{layer}.{name}"), config);
+        let place = |layer: usize| {
+            let (input, output) = (point(layer, &self.input_hook)?, point(layer, &self.output_hook)?);
+            if input == output {
+                let remedy = "train-sae trains autoencoders";
+                return Err(Error::flag("--output-hook", "another hook point than --input-hook", output, remedy));
+            }
+            Ok(Place { layer, input, output })
+        };
+        layers.into_iter().map(place).collect()
+    }
+
+    /// Checks the settings before anything is left on disk; gives the bytes of weights, gradients and moments.
+    fn check(&self, settings: &TrainSettings, origin: &Origin<'_>, places: &[Place]) -> Result<u64> {
+        let mut bytes = 0;
+        for (i, pair) in origin.hooks.chunks_exact(2).enumerate() {
+            let [(_, d_in), (name, d_out)] = pair else { continue };
+            let targets = if self.cross_layer { places.len() - i } else { 1 };
+            if d_in != d_out {
+                return Err(Error::flag(
+                    "--output-hook",
+                    format!("a hook point of the width {d_in} of --input-hook, which sets of transcoders need"),
+                    format!("{name}, of width {d_out}"),
+                    "train one layer at a time with train-sae --hook-out",
+                ));
+            }
+            let plan = settings.plan_transcoder(*d_in, (*d_out, targets), MANY_ROWS)?;
+            bytes += 16 * ((1 + targets) * d_in * plan.d_sae) as u64;
+        }
+        Ok(bytes)
+    }
+
+    /// What the run will take, said before it starts.
+    fn estimate(&self, origin: &Origin<'_>, bytes: u64, settings: &TrainSettings, layers: usize) -> String {
+        let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+        let values: usize = origin.hooks.iter().map(|(_, width)| width).sum();
+        // One batch is trained on, one waits, one is read.
+        let batches = (3 * settings.batch_size * values * size_of::<f32>()) as u64;
+        let kind = if self.cross_layer { "cross-layer transcoder of" } else { "transcoders of" };
+        format!(
+            "{kind} {layers} layers; memory: {} for weights, gradients and moments, {} for rows that wait, {} for \
+             batches, beside the model",
+            gigabytes(bytes),
+            gigabytes(origin.buffer_bytes()),
+            gigabytes(batches),
+        )
+    }
+
+    fn record(&self, origin: &Origin<'_>, settings: &TrainSettings) -> RunRecord {
+        let mut all = origin.settings();
+        if let Some(all) = all.as_object_mut() {
+            all.insert("training".into(), json!(settings));
+            all.insert("cross_layer".into(), json!(self.cross_layer));
+        }
+        RunRecord { inputs: origin.inputs.clone(), ..RunRecord::new("train-transcoders", &all, self.seed) }
+    }
+
+    /// Runs the model on the set, on held-out text.
+    fn replacement(
+        &self,
+        set: &TranscoderSet,
+        text: &HeldOutText,
+        common: &Common,
+        ui: &Ui,
+    ) -> Result<ReplacementReport> {
+        let HeldOutText { tokenizer, corpus, pack, sequences } = text;
+        let wanted = self.eval_tokens.div_ceil(pack.context_size.max(1) as u64);
+        let sequences = sequences.start..sequences.end.min(sequences.start + wanted);
+        let text = super::replacement::text(tokenizer, corpus, *pack, sequences)?;
+        let opened = open::open(&self.model, open::fast_dtype(common.device), common.device, ui)?;
+        replacement(set, &opened.model, &text, ui.progress())
+    }
+}
+
+/// As [`count`], or 0.
+fn count_or_none(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { count(text) }
+}
+
+fn print(report: &Report<'_>, ui: &Ui) -> Result<()> {
+    let mut table = Table::new(&[">layer", ">explained variance", ">L0", ">dead", ">started again"]);
+    for LayerReport { layer, summary } in &report.layers {
+        let TrainSummary { last, heldout, dead_features, resampled, .. } = summary;
+        let (ev, l0) = heldout.map_or((last.explained_variance, last.l0), |h| (h.explained_variance, h.l0));
+        table.row(vec![
+            layer.to_string(),
+            format!("{ev:.4}"),
+            format!("{l0:.1}"),
+            thousands(*dead_features as u64),
+            thousands(*resampled),
+        ]);
+    }
+    ui.out(table)?;
+    let on = if report.layers.iter().all(|l| l.summary.heldout.is_some()) { "held-out text" } else { "the last batch" };
+    if let Some(LayerReport { summary, .. }) = report.layers.first() {
+        let TrainSummary { plan, last, .. } = summary;
+        ui.out(format!(
+            "figures of {on}; {} features a layer; {} rows in {} steps",
+            thousands(plan.d_sae as u64),
+            thousands(last.n_training_samples),
+            thousands(plan.steps),
+        ))?;
+    }
+    if let Some(report) = &report.replacement {
+        ui.out(format!("\nthe model on its transcoders, on {} tokens of held-out text", thousands(report.positions)))?;
+        super::replacement::print(report, ui)?;
+    }
+    ui.out(format!("wrote {}", report.dir.display()))
+}
