@@ -5,9 +5,6 @@ use super::types::{Graph, GraphScores, Node, NodeKind, Verification};
 /// Errors of measured edges, relative to the strongest one into the same node, that rounding explains.
 const EDGE_ERROR: f64 = 1e-2;
 
-/// How far an edge may be from what taking its source away changes, relative to the strongest edge of its target.
-const EDGE_ERROR: f64 = 1e-2;
-
 /// How far a graph is to be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trust {
@@ -62,21 +59,6 @@ pub fn trust(graph: &Graph) -> (Trust, String) {
 }
 
 fn verified(found: &Verification) -> (Trust, String) {
-    let (by_effects, effects) = effects(found);
-    match found.largest_edge_error {
-        Some(off) if off > EDGE_ERROR => {
-            let wrong = format!("Edges are off by up to {off:.1e} of their measured values: the graph is wrong.");
-            (Trust::Low, format!("{wrong} {effects}"))
-        }
-        Some(off) => {
-            let edges = found.edges;
-            (by_effects, format!("{edges} edges measured by intervention agree to {off:.0e}. {effects}"))
-        }
-        None => (by_effects, effects),
-    }
-}
-
-fn effects(found: &Verification) -> (Trust, String) {
     let effects = found.effects;
     let frozen = found.frozen_correlation.map(|r| match r {
         r if r >= 0.9 => (Trust::Good, format!("as it predicts (r = {}", correlation(r))),

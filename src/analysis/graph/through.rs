@@ -30,6 +30,12 @@ impl Graph {
         found
     }
 
+    /// The targets, in the order of nodes.
+    pub fn targets(&self) -> Vec<usize> {
+        let is_target = |i: &usize| matches!(self.nodes[*i].kind, NodeKind::Target { .. });
+        (0..self.nodes.len()).filter(is_target).collect()
+    }
+
     /// The share of what reaches `target` that comes through any of `nodes`, by normalised edges, `|weight| / Σ|inputs|`:
     /// 1 when no path from a token or an error goes around them.
     pub fn share_through(&self, target: usize, nodes: &[usize]) -> f64 {
