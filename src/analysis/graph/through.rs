@@ -30,7 +30,7 @@ impl Graph {
         found
     }
 
-    /// The targets.
+    /// The targets, in the order of nodes.
     pub fn targets(&self) -> Vec<usize> {
         let is_target = |i: &usize| matches!(self.nodes[*i].kind, NodeKind::Target { .. });
         (0..self.nodes.len()).filter(is_target).collect()
