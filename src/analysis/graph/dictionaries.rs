@@ -72,11 +72,15 @@ impl Dictionaries {
             return Err(Error::Unsupported {
                 what: format!("a graph through {dictionary}"),
                 why: why.into(),
-                remedy: "use ReLU, JumpReLU or TopK dictionaries of hook_resid_pre or hook_resid_post that take raw rows".into(),
+                remedy:
+                    "use ReLU, JumpReLU or TopK dictionaries of hook_resid_pre or hook_resid_post that take raw rows"
+                        .into(),
             });
         }
         placed.sort_by_key(|(point, _)| entered(*point));
-        let twice = placed.windows(2).find(|pair| pair[0].0.layer == pair[1].0.layer || entered(pair[0].0) == entered(pair[1].0));
+        let twice = placed
+            .windows(2)
+            .find(|pair| pair[0].0.layer == pair[1].0.layer || entered(pair[0].0) == entered(pair[1].0));
         match twice {
             None => Ok(Self(placed)),
             Some(pair) => Err(Error::Mismatch {
@@ -332,8 +336,9 @@ impl Work<'_> {
             let entry = columns.feature_entry(position, below, at);
             for (k, node) in columns.features_at(below, at).enumerate() {
                 let ActiveFeature { feature, activation, .. } = self.streams.features[node];
-                let scale = dictionary.activation.decoder_values(&[feature], &[activation]);
-                row[entry + k] = (dot(g, dictionary.decoder_row(feature)?) * f64::from(scale[0])) as f32;
+                let own = [activation];
+                let written = dictionary.activation.decoder_values(&[feature], &own)[0];
+                row[entry + k] = (dot(g, dictionary.decoder_row(feature)?) * f64::from(written)) as f32;
             }
             row[columns.error_entry(i, position, below, at)] =
                 dot(g, &self.streams.errors[below][at * d..][..d]) as f32;

@@ -9,8 +9,8 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::log::MetricsLine;
-use super::resume::{Seated, latest_common, mark_diverged};
 use super::parameters::Shape;
+use super::resume::{Seated, latest_common, mark_diverged};
 use super::rows::{Stored, estimate, evaluate, with_batches};
 use super::sessions::Clock;
 use super::settings::{TrainPlan, TrainSettings};
@@ -149,7 +149,8 @@ pub fn train(run: TrainRun) -> Result<TrainSummary> {
     let TrainRun { source, heldout, settings, metadata, device, out, progress } = run;
     let target = (source.widths().len() > 1).then_some(1);
     let plan = plan(settings, &*source, (0, target), 1)?;
-    let seat = Seat { name: String::new(), hook: 0, targets: target.into_iter().collect(), plan, dir: out.dir().into() };
+    let seat =
+        Seat { name: String::new(), hook: 0, targets: target.into_iter().collect(), plan, dir: out.dir().into() };
     let mut ends = Vec::new();
     let sink = |end: End| {
         ends.push(write(end, out.dir())?);
@@ -276,9 +277,7 @@ fn plan(
 ) -> Result<TrainPlan> {
     match target {
         None => settings.plan(width(source, hook)?, source.rows()),
-        Some(target) => {
-            settings.plan_transcoder(width(source, hook)?, (width(source, target)?, layers), source.rows())
-        }
+        Some(target) => settings.plan_transcoder(width(source, hook)?, (width(source, target)?, layers), source.rows()),
     }
 }
 
