@@ -41,6 +41,17 @@ impl MappedBytes {
         (cfg!(target_endian = "little") && before.is_empty() && after.is_empty()).then_some(numbers)
     }
 
+    /// Tells the system in which order the bytes of `range` will be read: in their own, so that it reads ahead, or in
+    /// none, so that it reads nothing else.
+    pub fn expect(&self, range: Range<usize>, in_order: bool) {
+        #[cfg(unix)]
+        {
+            let advice = if in_order { memmap2::Advice::Sequential } else { memmap2::Advice::Random };
+            // A refusal only means that it reads as before.
+            let _refused = self.0.advise_range(advice, range.start, range.len());
+        }
+    }
+
     /// Takes the file's pages out of this process' memory, for callers that have copied what they need. The bytes stay
     /// readable: they come back from the page cache when touched.
     pub fn release(&self) {

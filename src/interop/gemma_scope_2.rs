@@ -33,7 +33,10 @@ pub(super) fn read(path: &Path, notes: &mut Vec<String>) -> Result<Parts> {
         return Err(Error::Unsupported {
             what: format!("the cross-layer transcoder {}", path.display()),
             why: "each of its features writes to several layers".into(),
-            remedy: "use a transcoder of one layer (transcoder_all/layer_N…)".into(),
+            remedy:
+                "give its whole directory to a command that takes a transcoder set, or use a transcoder of one layer \
+                     (transcoder_all/layer_N…)"
+                    .into(),
         });
     }
     let mut parts = weights(file)?;

@@ -254,7 +254,7 @@ fn safetensors(path: &Path) -> Result<Format> {
         return Err(Error::Unsupported {
             what: format!("the cross-layer transcoder {}", path.display()),
             why: "each of its features writes to several layers".into(),
-            remedy: "use a transcoder of one layer (layer_N.safetensors)".into(),
+            remedy: "give its whole directory to a command that takes a transcoder set".into(),
         });
     }
     if has("W_enc") && has("W_dec") {

@@ -237,7 +237,7 @@ fn steering_by_transcoders_is_an_intervention_from_the_second_position_on() {
     let prompt = golden.prompt();
     let settings = GenerateSettings { max_new_tokens: 8, temperature: 0.0, top_p: None, seed: 0, stop_tokens: vec![] };
     for (positions, start) in [(SteerPositions::All, 1), (SteerPositions::Generated, prompt.len())] {
-        let plan = intervention.plan(&model, prompt.len(), positions).unwrap();
+        let plan = intervention.plan(&model, positions.of(0, prompt.len())).unwrap();
         let ours = generate(&model, &prompt, &plan, &settings, |_| Ok(())).unwrap();
         let change = |layer, feature, op| FeatureChange { layer, feature, positions: Positions::From(start), op };
         let changes = [change(0, 16, FeatureOp::Clamp(5.0)), change(1, 21, FeatureOp::Scale(-3.0))];

@@ -128,6 +128,8 @@ impl TranscoderSet {
                 }
             }
         }
+        // Rows are asked for one by one, and what lies between them is not.
+        set.layers.iter().flat_map(|layer| &layer.decoders).for_each(|rows| rows.floats.expect(false));
         Ok(set)
     }
 

@@ -146,6 +146,13 @@ impl Floats {
         }
     }
 
+    /// Tells the system whether the numbers will be read in order.
+    pub(crate) fn expect(&self, in_order: bool) {
+        if let Store::File { file, start, .. } = &self.store {
+            file.map.expect(*start..*start + self.bytes() as usize, in_order);
+        }
+    }
+
     /// All numbers where they can be used in place, counted as `read` of them.
     pub(crate) fn in_place(&self, read: usize) -> Option<&[f32]> {
         match &self.store {

@@ -249,6 +249,12 @@ impl Layer {
         Ok(Some(if skip.input_first { gemm::transposed(&weight, self.b_dec.len()) } else { weight.into_owned() }))
     }
 
+    /// Takes the pages of the layer's files out of this process' memory; they come back when they are read again.
+    pub(crate) fn release(&self) {
+        self.encoder.weight.release();
+        self.decoders.iter().take(1).for_each(|rows| rows.floats.release());
+    }
+
     /// The same layer with all weights in memory.
     pub(crate) fn loaded(&self) -> Self {
         let Self { encoder, decoders, b_dec, skip } = self;

@@ -10,7 +10,7 @@
 //! and all later ones. `W_skip` is Paulo et al. 2025, "Transcoders Beat Sparse Autoencoders".
 //!
 //! Weights may stay in mapped files: an encoder is read when its layer encodes, of a decoder only the rows that are
-//! asked for, and nothing of either is kept. Biases and thresholds are in memory.
+//! asked for, and nothing of either is kept in this process' memory. Biases and thresholds are in memory.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -122,7 +122,10 @@ impl TranscoderSet {
     /// there is no such layer.
     pub fn encode(&self, layer: usize, x: &[f32]) -> Result<SparseCodes> {
         self.check_rows(x)?;
-        self.layer(layer)?.encoder.encode(x)
+        let layer = self.layer(layer)?;
+        let codes = layer.encoder.encode(x);
+        layer.release();
+        codes
     }
 
     /// What goes into the activation function for some features, `[n, k]`: `x · W_enc[f] + b_enc[f]`.
@@ -148,7 +151,10 @@ impl TranscoderSet {
     /// `Flag` when the layer or a feature is out of range; `NonFinite`.
     pub fn encoder_rows(&self, layer: usize, features: &[u32]) -> Result<Vec<f32>> {
         self.check_features(features)?;
-        self.layer(layer)?.encoder.rows(features)
+        let layer = self.layer(layer)?;
+        let rows = layer.encoder.rows(features);
+        layer.release();
+        rows
     }
 
     /// Encoder biases of some features, `[k]`.
@@ -175,7 +181,10 @@ impl TranscoderSet {
     /// `Flag` when a layer or feature is out of range, or `layer` does not write to `to`; `NonFinite`.
     pub fn decoder_rows(&self, layer: usize, to: usize, features: &[u32]) -> Result<Vec<f32>> {
         self.check_features(features)?;
-        self.decoder(layer, to)?.gather(features)
+        let rows = self.decoder(layer, to)?;
+        let gathered = rows.gather(features);
+        rows.floats.release();
+        gathered
     }
 
     /// The bias of the reconstruction of `layer`, `[d]`.

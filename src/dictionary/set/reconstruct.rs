@@ -61,7 +61,6 @@ impl TranscoderSet {
     /// `Mismatch` when `out` has other rows than `codes`; `Flag` when `from` does not write to `to`; `NonFinite`.
     pub fn add_decoded(&self, from: usize, to: usize, codes: &SparseCodes, out: &mut [f32]) -> Result<()> {
         let d = self.config.d_model;
-        let decoder = self.decoder(from, to)?;
         if out.len() != codes.rows() * d {
             return Err(Error::Mismatch {
                 what: "rows and their codes",
@@ -74,7 +73,7 @@ impl TranscoderSet {
         let mut active = codes.features.clone();
         active.sort_unstable();
         active.dedup();
-        let rows = decoder.gather(&active)?;
+        let rows = self.decoder_rows(from, to, &active)?;
         let place = |feature: &u32| active.partition_point(|known| known < feature) as u32;
         out.par_chunks_mut(d * TASK_ROWS).enumerate().for_each(|(block, out)| {
             for (i, out) in out.chunks_exact_mut(d).enumerate() {

@@ -54,7 +54,8 @@ impl Place {
 
     /// The cached directory of the repository, after a download of what `wanted` picks.
     fn fetch(&self, settings: &HubSettings, wanted: &dyn Fn(&str) -> bool, progress: &dyn Progress) -> Result<PathBuf> {
-        locate_files(settings, &self.repo, &self.revision, wanted, progress)
+        let what = format!("a transcoder set ({CONFIG}, or folders of transcoders)");
+        locate_files(settings, &self.repo, &self.revision, &what, wanted, progress)
     }
 }
 
@@ -133,7 +134,9 @@ pub(super) fn resolve(dir: &Path, listed: &[String], progress: &dyn Progress) ->
     }
     let mut dirs = BTreeMap::new();
     for ((repo, revision), wanted) in roots {
-        let root = locate_files(&settings, &repo, &revision, &|name| wanted.iter().any(|w| w == name), progress)?;
+        let what = wanted.first().map_or("", String::as_str);
+        let listed = |name: &str| wanted.iter().any(|wanted| wanted == name);
+        let root = locate_files(&settings, &repo, &revision, what, &listed, progress)?;
         dirs.insert((repo, revision), root);
     }
     let path = |entry: &String| {
