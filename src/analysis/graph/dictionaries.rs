@@ -146,7 +146,7 @@ struct Streams<'a> {
     /// What enters the first block, and what of it tokens do not give, `[s, d]`.
     embedding: (Vec<f32>, Vec<f32>),
     /// The stream at each dictionary, and what of it stands without features and errors.
-    streams: Vec<(Vec<f32>, Vec<f32>)>,
+    parts: Vec<(Vec<f32>, Vec<f32>)>,
     /// What each dictionary leaves over; zeros where features are left out.
     errors: Vec<Vec<f32>>,
     /// Active features; their layer is the dictionary's place in the list.
@@ -170,7 +170,7 @@ impl<'a> Streams<'a> {
         let run = model.forward(&model.tokens(&[tokens])?, &plan)?;
         let untraced = zero_positions.min(s - 1);
         let d = config.d_model;
-        let (mut streams, mut errors, mut codes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut parts, mut errors, mut codes) = (Vec::new(), Vec::new(), Vec::new());
         for (point, dictionary) in &dictionaries.0 {
             let x = values(&run, *point)?;
             let own = without(&dictionary.encode(&x)?, untraced);
@@ -180,7 +180,7 @@ impl<'a> Streams<'a> {
             error[..untraced * d].fill(0.0);
             let mut baseline = dictionary.b_dec.repeat(s);
             baseline[..untraced * d].copy_from_slice(&x[..untraced * d]);
-            streams.push((x, baseline));
+            parts.push((x, baseline));
             errors.push(error);
             codes.push(own);
         }
@@ -190,7 +190,7 @@ impl<'a> Streams<'a> {
             embedding: embedding(&run, config)?,
             columns: Columns::new(&features, dictionaries.0.len(), s),
             features,
-            streams,
+            parts,
             errors,
             logits: last_logits(&run, config, s)?,
             last: values(&run, HookPoint::global(Site::UnembedIn))?.split_off((s - 1) * d),
@@ -204,7 +204,7 @@ impl<'a> Streams<'a> {
     /// The segment that ends at dictionary `to`, or with one too many at the unembedding.
     fn segment<'s>(&'s self, model: &'s Model, to: usize, steps: usize) -> Segment<'s> {
         let (from, (stream, baseline)) = match to.checked_sub(1) {
-            Some(below) => (entered(self.dictionaries.0[below].0), &self.streams[below]),
+            Some(below) => (entered(self.dictionaries.0[below].0), &self.parts[below]),
             None => (0, &self.embedding),
         };
         let to = self.dictionaries.0.get(to).map_or(HookPoint::global(Site::UnembedIn), |(point, _)| *point);
@@ -241,7 +241,7 @@ struct Wanted {
 impl Work<'_> {
     fn attribute(&self, targets: Vec<Target>, settings: &GraphSettings) -> Result<Attribution> {
         let (columns, features) = (&self.streams.columns, &self.streams.features);
-        let dictionaries = self.streams.streams.len();
+        let dictionaries = self.streams.parts.len();
         let each = settings.max_feature_nodes.div_ceil(dictionaries);
         let of = |i: usize| columns.features_at(i, 0).start..columns.features_at(i, columns.positions - 1).end;
         let rows: usize = (0..dictionaries).map(|i| of(i).len().min(each)).sum();
@@ -290,7 +290,7 @@ impl Work<'_> {
             let vector: Vec<f32> = columns.iter().skip(k).step_by(numbers.len()).copied().collect();
             let centre = if dictionary.config.apply_b_dec_to_input { dot(&dictionary.b_dec, &vector) } else { 0.0 };
             let constant = f64::from(dictionary.b_enc[feature as usize]) - centre;
-            let value = dot(&self.streams.streams[i].0[position * d..][..d], &vector) + constant;
+            let value = dot(&self.streams.parts[i].0[position * d..][..d], &vector) + constant;
             Wanted { position, vector, constant, value }
         });
         Ok(wanted.collect())
@@ -336,8 +336,9 @@ impl Work<'_> {
             let entry = columns.feature_entry(position, below, at);
             for (k, node) in columns.features_at(below, at).enumerate() {
                 let ActiveFeature { feature, activation, .. } = self.streams.features[node];
-                let scale = dictionary.activation.decoder_values(&[feature], &[activation]);
-                row[entry + k] = (dot(g, dictionary.decoder_row(feature)?) * f64::from(scale[0])) as f32;
+                let own = [activation];
+                let written = dictionary.activation.decoder_values(&[feature], &own)[0];
+                row[entry + k] = (dot(g, dictionary.decoder_row(feature)?) * f64::from(written)) as f32;
             }
             row[columns.error_entry(i, position, below, at)] =
                 dot(g, &self.streams.errors[below][at * d..][..d]) as f32;
