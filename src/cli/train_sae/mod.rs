@@ -129,7 +129,8 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
 fn one(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let settings = args.settings();
     let device = common.device.open()?;
-    let wanted: Vec<Option<String>> = [None, args.hook_out.clone()].into_iter().take(1 + usize::from(args.hook_out.is_some())).collect();
+    let wanted: Vec<Option<String>> =
+        [None, args.hook_out.clone()].into_iter().take(1 + usize::from(args.hook_out.is_some())).collect();
     let origin = Origin::open(&args.rows, &wanted, args.seed, common, ui)?;
     // Before anything is left on disk: a run that cannot start has nothing to resume.
     match origin.hooks.as_slice() {

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::analysis::eval::replacement::{ReplacementReport, replacement};
 use crate::base::artifact::write_json;
 use crate::base::{Artifact, Error, Result, RunRecord};
-use crate::analysis::eval::replacement::{ReplacementReport, replacement};
 use crate::dictionary::TranscoderSet;
 use crate::dictionary::train::{Member, SetRun, TrainArchitecture, TrainSettings, TrainSummary, train_set};
 use crate::model::{HookPoint, ModelConfig};
