@@ -63,9 +63,6 @@ impl fmt::Display for FeatureChange {
 /// `Flag` naming what is wrong.
 pub fn check_changes(changes: &[FeatureChange], set: &TranscoderSet) -> Result<()> {
     let (layers, features) = (set.config().n_layers, set.config().d_transcoder);
-    if changes.is_empty() {
-        return Err(Error::flag("--feature", "at least one feature", "none", "name one as LAYER/FEATURE@POSITION"));
-    }
     for change in changes {
         if change.layer >= layers || change.feature as usize >= features {
             let expected = format!("layers 0 to {} and features 0 to {}", layers - 1, features - 1);
@@ -84,7 +81,7 @@ pub fn check_changes(changes: &[FeatureChange], set: &TranscoderSet) -> Result<(
 /// first `zero_positions` positions.
 ///
 /// # Errors
-/// As [`check_changes`]; when weights cannot be read.
+/// As [`check_changes`]; `Flag` when there are none; when weights cannot be read.
 pub fn live_plan(
     plan: HookPlan,
     set: &Arc<TranscoderSet>,
@@ -93,6 +90,9 @@ pub fn live_plan(
     model: &Model,
 ) -> Result<HookPlan> {
     check_changes(changes, set)?;
+    if changes.is_empty() {
+        return Err(Error::flag("--feature", "at least one feature", "none", "name one as LAYER/FEATURE"));
+    }
     set.check_model(model.config())?;
     with_relays(plan, set, changes, zero_positions, model)
 }
