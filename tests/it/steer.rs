@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use mechinterp::analysis::steer::FeatureEdits;
-use mechinterp::analysis::{FeatureEdit, FeatureOp, Intervention, SteerPositions};
+use mechinterp::analysis::{FeatureEdit, FeatureOp, Intervention};
 use mechinterp::dictionary::io;
+use mechinterp::model::Positions;
 use serde_json::{Value, json};
 
 use crate::close::Close;

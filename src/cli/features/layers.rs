@@ -58,7 +58,9 @@ pub(super) fn run(args: &Args, reference: &str, common: &Common, ui: &Ui) -> Res
     let wanted = args.tokens.div_ceil(context_size.max(1) as u64) as usize;
     let sequences = Packer::new(tokenizer, corpus.documents(), pack)?.take(wanted).collect::<Result<Vec<_>>>()?;
     let mut hash = blake3::Hasher::new();
-    sequences.iter().flat_map(|s| &s.tokens).for_each(|token| drop(hash.update(&token.to_le_bytes())));
+    sequences.iter().flat_map(|s| &s.tokens).for_each(|token| {
+        hash.update(&token.to_le_bytes());
+    });
     let inputs = vec![
         input("model", name, files.weights_hash()?),
         input("data", args.data.join(" "), hash.finalize().to_hex().to_string()),
