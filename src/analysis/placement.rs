@@ -25,6 +25,15 @@ impl Placement {
         Self::resolve(metadata.hook_name.as_deref(), metadata.hook_head_index, dictionary, dictionary.d_in(), config)
     }
 
+    /// Where the dictionary's input comes from, whatever it writes to.
+    ///
+    /// # Errors
+    /// As [`Placement::of`], but for transcoders.
+    pub fn of_input(dictionary: &Dictionary, config: &ModelConfig) -> Result<Self> {
+        let metadata = &dictionary.config.metadata;
+        Self::resolve(metadata.hook_name.as_deref(), metadata.hook_head_index, dictionary, dictionary.d_in(), config)
+    }
+
     /// Where the dictionary's output belongs: for a transcoder `metadata.hook_name_out`, else as [`Placement::of`].
     ///
     /// # Errors

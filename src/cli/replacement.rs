@@ -44,7 +44,8 @@ pub(super) fn print(report: &ReplacementReport, ui: &Ui) -> Result<()> {
         ">loss ablated",
     ]);
     for layer in layers {
-        let LayerReplacement { layer, explained_variance, normalized_mse, l0, dead_features, replaced, ablated } = layer;
+        let LayerReplacement { layer, explained_variance, normalized_mse, l0, dead_features, replaced, ablated } =
+            layer;
         let mut row = vec![
             layer.to_string(),
             format!("{explained_variance:.4}"),

@@ -2,7 +2,9 @@
 //!
 //! Features are matched to concepts on one text and judged on another. Steering is judged by questions whose answer
 //! the world knows also for another country: its feature is set to the largest activation seen, times a strength, and
-//! that of the true country to zero.
+//! that of the true country to zero, where the question names the country: patching says that it stands there ([`carry`]).
+//!
+//! [`carry`]: super::carry
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,13 +15,13 @@ use serde::Serialize;
 use crate::analysis::{FeatureEdit, FeatureOp, FeatureRewrite, Placement};
 use crate::base::{Progress, Result, Unit, rng};
 use crate::dictionary::{Dictionary, SparseCodes};
-use crate::model::{EditOp, HookPlan, Model};
+use crate::model::{EditOp, HookPlan, Model, Positions};
 
 use super::carry::{Carried, carried};
 use super::concepts::{Labeller, Labels};
 use super::quiz::{Quiz, most_likely, quiz};
 use super::score::{Match, match_concepts};
-use super::tokenizer::{BEGIN, Vocabulary};
+use super::tokenizer::{BEGIN, Vocabulary, words};
 use super::turn::{CountrySwap, Turns, country_trials, turn_answers};
 use super::world::{Prompt, World};
 
@@ -73,6 +75,8 @@ pub struct Turned {
     pub answer: String,
     /// What was done to the features.
     pub edits: Vec<FeatureEdit>,
+    /// The positions at which it was done.
+    pub at: Vec<usize>,
 }
 
 /// Concepts of one family.
@@ -230,7 +234,8 @@ impl Bench<'_> {
             if let Some(swap) = swap {
                 let edits = self.edits(swap, ablate_own);
                 let rewrite = FeatureRewrite::new(self.dictionary, &edits, self.model.device())?;
-                plan = plan.edit(placement.edit(EditOp::Rewrite(Arc::new(rewrite))));
+                let at = Positions::List(self.named_at(prompt));
+                plan = plan.edit(placement.edit(EditOp::Rewrite(Arc::new(rewrite))).positions(at));
             }
             let prompts = std::slice::from_ref(prompt);
             Ok(most_likely(self.model, self.vocabulary, prompts, &plan)?.pop().unwrap_or_default())
@@ -244,10 +249,18 @@ impl Bench<'_> {
             all.turned += turned;
             if turned > 0 && example.is_none() {
                 let edits = self.edits(&trial.steer, ablate_own);
-                example = Some(Turned { prompt: trial.prompt.text.clone(), answer: trial.expected.clone(), edits });
+                let at = self.named_at(&trial.prompt);
+                example = Some(Turned { prompt: trial.prompt.text.clone(), answer: trial.expected.clone(), edits, at });
             }
         }
         Ok((all, example))
+    }
+
+    /// Where the prompt, after its beginning-of-sequence token, names what it asks about.
+    fn named_at(&self, prompt: &Prompt) -> Vec<usize> {
+        let subject = self.world.facts().get(prompt.fact).and_then(|fact| self.world.entities().get(fact.subject));
+        let named = |word: &str| subject.is_some_and(|subject| subject.names.iter().any(|name| name == word));
+        words(&prompt.text).enumerate().filter(|(_, word)| named(word)).map(|(i, _)| i + 1).collect()
     }
 
     fn edits(&self, CountrySwap { to, from }: &CountrySwap, ablate_own: bool) -> Vec<FeatureEdit> {

@@ -8,6 +8,7 @@ mod atlas;
 pub mod built_in;
 pub mod card;
 pub mod carry;
+pub mod compose;
 pub mod concepts;
 pub mod corpus;
 pub mod entity;
@@ -16,7 +17,9 @@ mod lexicon;
 pub mod quiz;
 pub mod relation;
 pub mod score;
+pub mod stands;
 pub mod tokenizer;
+pub mod trace_card;
 pub mod turn;
 pub mod world;
 

@@ -8,7 +8,7 @@ use mechinterp::analysis::graph::{
     Edge, Graph, GraphReport, GraphScores, GraphSettings, GraphSource, LayerIndexes, Node, NodeKind, Verification,
     VerifiedNode,
 };
-use mechinterp::interop::neuronpedia::graph::{GraphState, Publication, read, write_features};
+use mechinterp::interop::neuronpedia::graph::{GraphState, Publication, read, write, write_features};
 use mechinterp::web;
 
 use crate::dashboard::{browser, indexed, open};
@@ -225,4 +225,35 @@ fn features_lie_beside_the_graph() {
     assert_eq!(scan.as_deref(), Some("./data/features/some-set"));
     let expected = graph.nodes.iter().filter(|n| matches!(n.kind, NodeKind::Feature { layer: 1, .. })).count();
     assert_eq!(std::fs::read_dir(cli.path("features/some-set")).unwrap().count(), expected, "only those of the graph");
+}
+
+#[test]
+fn saved_graphs_are_shown_again_with_the_names_given_on_the_page() {
+    let cli = Cli::new();
+    let graph = with_known_features(sample(50, 7));
+    let NodeKind::Feature { layer, feature, .. } = graph.nodes[0].kind else { panic!("features first") };
+    let strongest = graph.nodes.iter().max_by(|a, b| a.influence.total_cmp(&b.influence)).unwrap();
+    assert!(strongest.influence > 0.0);
+    let pair = mechinterp::interop::neuronpedia::panel::pair(layer, feature);
+    let state = GraphState { clerps: vec![(pair, "my own name".into())], ..GraphState::default() };
+    let publication = Publication { graph: &graph, state: &state, slug: "saved", scan: None, created_ms: None };
+    write(&cli.path("saved.json"), &publication).unwrap();
+    let shown = cli.run("graph show saved.json --html page.html --svg picture.svg --dot picture.dot").ok();
+    for expected in ["the capital of the state", "replacement 0.550", "strongest path to “ Austin”", "as it predicts"]
+    {
+        assert!(shown.contains(expected), "'{expected}' is not in {shown}");
+    }
+    let text = |name: &str| std::fs::read_to_string(cli.path(name)).unwrap();
+    assert!(text("page.html").contains("id=\"block-graph\"") && text("picture.svg").starts_with("<?xml"));
+    assert!(text("picture.dot").starts_with("digraph"));
+    let json = cli.run("graph show saved.json --json").json();
+    assert_eq!((&json["nodes"][0]["label"], &json["n_layers"]), (&"my own name".into(), &8.into()));
+    // A file of circuit-tracer, whose gaps are said.
+    let foreign = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/graph-json/circuit-tracer.json");
+    let ended = cli.run(&format!("graph show {} --html foreign.html", foreign.display()));
+    assert!(ended.stderr.contains("another program"), "{}", ended.stderr);
+    assert!(ended.ok().contains("renamed"));
+    cli.write("bad.json", "{}");
+    cli.run("graph show bad.json").error(&["bad.json", "circuit-tracer"]);
+    cli.run("graph show saved.json --html missing/page.html").error(&["missing"]);
 }

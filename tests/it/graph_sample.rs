@@ -149,8 +149,10 @@ fn measure(graph: &mut Graph, random: &mut Random) {
         edge.measured = Some(edge.weight * (1.0 + (random.next() as f32 - 0.5) * 0.002));
     }
     let target = graph.nodes.len() - 2;
-    let features = graph.nodes.iter().enumerate().filter(|(_, n)| matches!(n.kind, NodeKind::Feature { .. })).take(20);
-    let nodes = features.map(|(node, _)| {
+    let feature = |&i: &usize| matches!(graph.nodes[i].kind, NodeKind::Feature { .. });
+    let mut features: Vec<usize> = (0..graph.nodes.len()).filter(feature).collect();
+    features.sort_by(|&a, &b| graph.nodes[b].influence.total_cmp(&graph.nodes[a].influence));
+    let nodes = features.into_iter().take(20).map(|node| {
         let predicted = random.next() * 4.0 - 1.0;
         let free = predicted * 0.8 + random.next() - 0.5;
         let frozen = predicted * (1.0 + random.next() * 1e-4);

@@ -61,7 +61,7 @@ fn end_of(child: Child) -> Ended {
 
 /// Compares everything but times.
 #[track_caller]
-fn assert_same_files(ours: &Path, reference: &Path) {
+pub(crate) fn assert_same_files(ours: &Path, reference: &Path) {
     let untimed = |dir| {
         let mut files = contents(dir);
         files.retain(|name, _| !name.ends_with("sessions.json") && !name.ends_with("report.html"));
@@ -128,7 +128,7 @@ fn lines(path: &Path) -> usize {
 
 /// Runs `line` with `--resume`, on one thread and on two by turns, and kills it ten times, a random time after it has
 /// logged a random number of steps of the file `log`; then lets it end. Gives the lines of the log at each kill.
-fn kill_ten_times(cli: &Cli, line: &str, seed: u64, log: &Path) -> Vec<usize> {
+pub(crate) fn kill_ten_times(cli: &Cli, line: &str, seed: u64, log: &Path) -> Vec<usize> {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     let mut killed_at = Vec::new();
     for attempt in 0..10 {

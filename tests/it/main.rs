@@ -34,4 +34,5 @@ mod probe;
 mod real_model;
 mod sets;
 mod steer;
+mod transcoders;
 mod weights;

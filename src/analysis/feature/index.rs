@@ -112,6 +112,11 @@ impl FeatureIndex {
 
     fn empty(dictionary: &Dictionary, source: &dyn SequenceSource, settings: IndexSettings) -> Result<Self> {
         check_width(source, dictionary)?;
+        Self::with_features(dictionary.d_sae(), source, settings)
+    }
+
+    /// An index of `d_sae` features that has seen nothing of `source` yet.
+    pub(super) fn with_features(d_sae: usize, source: &dyn SequenceSource, settings: IndexSettings) -> Result<Self> {
         if u32::try_from(source.sequences()).is_err() {
             return Err(Error::Unsupported {
                 what: format!("an index over {} sequences", source.sequences()),
@@ -121,7 +126,7 @@ impl FeatureIndex {
         }
         let context_size = source.context_size();
         let settings = IndexSettings { window: settings.window.within(context_size), ..settings };
-        let features = vec![FeatureStats::default(); dictionary.d_sae()];
+        let features = vec![FeatureStats::default(); d_sae];
         Ok(Self { settings, rows: 0, rows_left_out: 0, sequences: 0, context_size, features })
     }
 
@@ -163,7 +168,7 @@ impl FeatureIndex {
 
     /// Takes the codes of a batch into account; row `i` of the codes is position `places[i]` of the batch. Batches come
     /// in the order of their sequences.
-    fn add(&mut self, batch: &SequenceBatch, places: &[u32], codes: &SparseCodes) {
+    pub(super) fn add(&mut self, batch: &SequenceBatch, places: &[u32], codes: &SparseCodes) {
         self.rows += places.len() as u64;
         self.rows_left_out += (batch.tokens.len() - places.len()) as u64;
         self.sequences += batch.sequences() as u64;

@@ -45,15 +45,18 @@ fn median_norm(source: &dyn SequenceSource) -> Result<Option<f64>> {
     let mut batch = SequenceBatch::default();
     source.read(0..SAMPLED.min(source.sequences()), true, &mut batch)?;
     let rows = batch.rows.chunks_exact(source.width().max(1)).zip(&batch.kept);
-    let mut norms: Vec<f64> = rows.filter(|(_, kept)| **kept).map(|(row, _)| norm(row)).collect();
-    if norms.is_empty() {
-        return Ok(None);
-    }
-    let middle = norms.len() / 2;
-    Ok(Some(*norms.select_nth_unstable_by(middle, f64::total_cmp).1))
+    let norms: Vec<f64> = rows.filter(|(_, kept)| **kept).map(|(row, _)| norm(row)).collect();
+    Ok(median(norms))
 }
 
-fn norm(row: &[f32]) -> f64 {
+/// The middle one; of an even number the upper of the two.
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
+    let middle = values.len() / 2;
+    (!values.is_empty()).then(|| *values.select_nth_unstable_by(middle, f64::total_cmp).1)
+}
+
+/// The Euclidean norm.
+pub(super) fn norm(row: &[f32]) -> f64 {
     row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt()
 }
 

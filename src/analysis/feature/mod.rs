@@ -17,6 +17,7 @@ pub mod findings;
 pub mod histogram;
 pub mod index;
 pub mod labels;
+pub mod layered;
 pub mod live;
 pub mod logits;
 pub mod on;

@@ -10,7 +10,7 @@ use crate::analysis::Placement;
 use crate::analysis::sequences::select_rows;
 use crate::base::{Context, Error, Result};
 use crate::dictionary::Dictionary;
-use crate::model::{HookPlan, HookPoint, Model};
+use crate::model::{HookPlan, Model};
 
 /// A feature on a text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -44,7 +44,7 @@ pub struct OnText {
 /// position, token and norm of the row. `summaries` are those of an index of the same dictionary.
 ///
 /// # Errors
-/// As [`Placement::of`] where the hook is missing, and whatever the model gives.
+/// As [`Placement::of_input`] where the hook is missing, and whatever the model gives.
 pub fn on_text(
     model: &Model,
     dictionary: &Dictionary,
@@ -52,7 +52,7 @@ pub fn on_text(
     counts: &dyn Fn(usize, u32, f64) -> bool,
     summaries: Option<&[Summary]>,
 ) -> Result<OnText> {
-    let point = input_point(dictionary, model)?;
+    let point = Placement::of_input(dictionary, model.config())?.point;
     let plan = HookPlan::new().capture(point);
     let run = model.forward(&model.tokens(&[tokens])?, &plan)?;
     let rows = run.captured(point)?.to_dtype(DType::F32).and_then(|t| t.to_device(&Device::Cpu));
@@ -99,21 +99,11 @@ fn firing(feature: u32, values: Vec<f32>, summaries: Option<&[Summary]>) -> Firi
     FiringFeature { feature, max, share_of_max, position, count, values }
 }
 
-/// The point that the dictionary reads: for a transcoder not where it writes.
-fn input_point(dictionary: &Dictionary, model: &Model) -> Result<HookPoint> {
-    if let Ok(placement) = Placement::of(dictionary, model.config()) {
-        return Ok(placement.point);
-    }
-    match dictionary.config.metadata.hook_name.as_deref() {
-        Some(name) => HookPoint::resolve(name, model.config()),
-        None => Placement::of(dictionary, model.config()).map(|placement| placement.point),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::analysis::tests::{dictionary_at, open};
+    use crate::model::HookPoint;
 
     #[test]
     fn what_fires_equals_the_codes_of_the_rows_and_is_ranked() {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::analysis::Placement;
 use crate::analysis::graph::activations;
 use crate::analysis::rewrite::{FeatureEdit, FeatureRewrite};
-use crate::analysis::{Placement, SteerPositions};
 use crate::base::{Error, Result};
 use crate::dictionary::{Dictionary, TranscoderSet};
 use crate::model::{EditOp, HookPlan, Model, ModelConfig, Positions};
@@ -55,16 +55,12 @@ impl Intervention {
         Self { directions: vec![edit], ..Self::default() }
     }
 
-    /// The plan that applies it to text after a prompt of `prompt_len` tokens.
+    /// The plan that applies it at `positions` of a text.
     ///
     /// # Errors
     /// As [`Placement::of`], [`FeatureRewrite::new`] and [`DirectionEdit::check`]; `Flag` when there is nothing to
     /// change.
-    pub fn plan(&self, model: &Model, prompt_len: usize, positions: SteerPositions) -> Result<HookPlan> {
-        let positions = match positions {
-            SteerPositions::All => Positions::All,
-            SteerPositions::Generated => Positions::From(prompt_len),
-        };
+    pub fn plan(&self, model: &Model, positions: Positions) -> Result<HookPlan> {
         let mut plan = HookPlan::new();
         let mut apply = |at: Placement, op| plan = plan.clone().edit(at.edit(op).positions(positions.clone()));
         if let Some(FeatureEdits { dictionary, edits, error_term, max_norm }) = &self.features {

@@ -21,10 +21,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{Context, Progress, Result};
 use crate::model::generate::GenerateSettings;
-use crate::model::{HookPlan, KvCache, Model, Run};
+use crate::model::{HookPlan, KvCache, Model, Positions, Run};
 
 /// Which positions are steered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SteerPositions {
     /// Prompt and generated text.
@@ -32,6 +32,19 @@ pub enum SteerPositions {
     All,
     /// Generated text only.
     Generated,
+    /// These positions of each prompt, one list a prompt, and nothing else.
+    Listed(Vec<Vec<usize>>),
+}
+
+impl SteerPositions {
+    /// The positions of a text that begins with the prompt of this number, which has `prompt_len` tokens.
+    pub fn of(&self, prompt: usize, prompt_len: usize) -> Positions {
+        match self {
+            Self::All => Positions::All,
+            Self::Generated => Positions::From(prompt_len),
+            Self::Listed(lists) => Positions::List(lists.get(prompt).cloned().unwrap_or_default()),
+        }
+    }
 }
 
 /// How to steer.
@@ -104,7 +117,7 @@ pub fn steer(
     }
     let concepts = intervention.concepts(model.config())?;
     let capture = concepts.iter().fold(HookPlan::new(), |plan, concept| plan.capture(concept.at.point));
-    let plan = intervention.plan(model, prompt.len(), settings.positions)?;
+    let plan = intervention.plan(model, settings.positions.of(0, prompt.len()))?;
     let (before, run) = next_token(model, &compared, &capture)?;
     let (after, _) = next_token(model, &compared, &plan)?;
     let mut activations = vec![Vec::with_capacity(concepts.len()); compared.len()];

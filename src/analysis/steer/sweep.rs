@@ -48,7 +48,7 @@ pub fn sweep(
     };
     let concepts = first.concepts(model.config())?;
     for intervention in interventions {
-        intervention.plan(model, 0, settings.positions)?.resolve(model.config())?;
+        intervention.plan(model, settings.positions.of(0, 0))?.resolve(model.config())?;
     }
     let texts = (prompts.len() * (1 + interventions.len())) as u64;
     progress.begin("generating", texts * settings.generate.max_new_tokens as u64, Unit::Tokens);
@@ -61,7 +61,7 @@ pub fn sweep(
         measures.kl = measures.perplexity.map(|_| 0.0);
         let mut all = PromptSweep { unsteered: Written { tokens, measures }, steered: Vec::new() };
         for intervention in interventions {
-            let plan = intervention.plan(model, prompt.len(), settings.positions)?;
+            let plan = intervention.plan(model, settings.positions.of(number, prompt.len()))?;
             let tokens = write(&plan)?;
             let (mut measures, _) = reader.read(&tokens)?;
             measures.kl = reader.divergence(plan, &all.unsteered.tokens, &predictions)?;

@@ -8,7 +8,7 @@ use crate::analysis::tests::{dictionary_at, dictionary_with, open};
 use crate::base::Silent;
 use crate::dictionary::tests::architectures;
 use crate::dictionary::{Dictionary, NormalizeActivations};
-use crate::model::Rewrite;
+use crate::model::{Positions, Rewrite};
 use crate::ops::gemm::tests::numbers;
 
 const HOOK: &str = "blocks.0.hook_resid_post";
@@ -163,12 +163,13 @@ fn cached_steering_equals_recomputation_and_differs_from_no_steering() {
                 let edits =
                     [edit(5, FeatureOp::Clamp(30.0)), edit(9, FeatureOp::Add(-20.0)), edit(2, FeatureOp::Ablate)];
                 for positions in [SteerPositions::All, SteerPositions::Generated] {
-                    let settings = settings(positions);
+                    let settings = settings(positions.clone());
                     let result =
                         steer(&model, &prompt, &Intervention::of_features(&dictionary, &edits), &settings, &Silent)
                             .unwrap();
-                    let plan =
-                        Intervention::of_features(&dictionary, &edits).plan(&model, prompt.len(), positions).unwrap();
+                    let plan = Intervention::of_features(&dictionary, &edits)
+                        .plan(&model, positions.of(0, prompt.len()))
+                        .unwrap();
                     let what = format!("{name} {hook} {architecture:?} {positions:?}");
                     assert_eq!(result.steered, recompute(&model, &prompt, &plan, 12), "{what}");
                     assert_eq!(result.unsteered, recompute(&model, &prompt, &HookPlan::new(), 12), "{what}");
@@ -337,7 +338,7 @@ fn directions_change_the_projection_and_nothing_else() {
 fn directions_that_do_not_fit_are_errors() {
     let model = open("llama");
     let config = model.config();
-    let check = |edit: DirectionEdit| Intervention::of_direction(edit).plan(&model, 0, SteerPositions::All);
+    let check = |edit: DirectionEdit| Intervention::of_direction(edit).plan(&model, Positions::All);
     assert!(along(DirectionOp::Add(1.0)).check(config).is_ok());
     let short = DirectionEdit { vector: vec![1.0; 23], ..along(DirectionOp::Add(1.0)) };
     let error = check(short).unwrap_err().to_string();
@@ -347,7 +348,7 @@ fn directions_that_do_not_fit_are_errors() {
     assert!(check(zero).unwrap_err().to_string().contains("no direction"));
     let broken = DirectionEdit { vector: [vec![f32::NAN], vec![1.0; 23]].concat(), ..along(DirectionOp::Add(1.0)) };
     assert!(matches!(check(broken), Err(crate::base::Error::NonFinite { .. })));
-    assert!(Intervention::default().plan(&model, 0, SteerPositions::All).is_err());
+    assert!(Intervention::default().plan(&model, Positions::All).is_err());
 }
 
 #[test]
@@ -410,7 +411,7 @@ fn measures_of_a_sweep_equal_a_direct_computation() {
             let base = [prompt.as_slice(), &found.unsteered.tokens].concat();
             let (p, q) = (
                 log_probabilities(&base, &HookPlan::new()),
-                log_probabilities(&base, &point.plan(&model, 5, SteerPositions::All).unwrap()),
+                log_probabilities(&base, &point.plan(&model, Positions::All).unwrap()),
             );
             let kl = |i: usize| p[i].iter().zip(&q[i]).map(|(p, q)| f64::from(p.exp() * (p - q))).sum::<f64>();
             let kl = (4..4 + found.unsteered.tokens.len()).map(kl).sum::<f64>() / found.unsteered.tokens.len() as f64;

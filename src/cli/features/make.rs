@@ -22,7 +22,7 @@ use super::super::{Common, arguments};
 use super::Args;
 
 /// Context length for dictionaries that do not say theirs.
-const DEFAULT_CONTEXT: usize = 256;
+pub(super) const DEFAULT_CONTEXT: usize = 256;
 /// The state of a pass, inside the directory that is being written.
 const CHECKPOINT: &str = "checkpoint";
 
@@ -112,7 +112,7 @@ pub(super) fn from_text(args: &Args, sae: &Path, common: &Common, ui: &Ui) -> Re
         input("model", name, files.weights_hash()?),
         input("data", args.data.join(" "), text.finalize().to_hex().to_string()),
     ];
-    let point = Placement::of(&dictionary, model.config())?.point;
+    let point = Placement::of_input(&dictionary, model.config())?.point;
     let filter = args.filter.settings();
     // A median over all rows would take a pass of its own.
     let without_norms = FilterSettings { max_norm_multiple: None, ..filter };
@@ -213,7 +213,7 @@ fn open_dictionary(args: &Args, sae: &Path, ui: &Ui) -> Result<Dictionary> {
     Ok(dictionary)
 }
 
-fn input(role: &str, name: impl std::fmt::Display, blake3: String) -> InputRecord {
+pub(super) fn input(role: &str, name: impl std::fmt::Display, blake3: String) -> InputRecord {
     InputRecord { role: role.into(), name: name.to_string(), blake3 }
 }
 

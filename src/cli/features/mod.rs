@@ -14,6 +14,7 @@ use super::{Common, Outcome};
 
 mod ask;
 mod labels;
+mod layers;
 mod make;
 mod on;
 mod publish;
@@ -25,13 +26,20 @@ pub(super) struct Args {
     #[command(subcommand)]
     action: Option<labels::Action>,
     /// The dictionary. With --index only for --on, when it is not where the index was made.
-    #[arg(long, value_name = "DIR", required_unless_present = "index")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["index", "transcoders"])]
     sae: Option<PathBuf>,
+    /// A transcoder set, in place of --sae: an index of every layer at once, in directories under --out. With --model and
+    /// --data.
+    #[arg(long, value_name = "SET", conflicts_with_all = ["sae", "index", "cache", "html", "export", "on", "resume"], requires_all = ["model", "data", "out"])]
+    transcoders: Option<String>,
+    /// Layers of --transcoders: numbers from 0 and ranges as 4-7.
+    #[arg(long, value_name = "LIST", default_value = "all", requires = "transcoders")]
+    layers: String,
     /// Cached activations that the features are shown on.
     #[arg(long, value_name = "DIR", conflicts_with = "data")]
     cache: Option<PathBuf>,
     /// Text to run the model on, in place of a cache, under the context length and BOS rule of the dictionary.
-    #[arg(long, value_name = "FILE|HUB", num_args = 1.., requires_all = ["model", "sae"])]
+    #[arg(long, value_name = "FILE|HUB", num_args = 1.., requires = "model")]
     data: Vec<String>,
     /// Tokens of the text, such as 500k or 2M.
     #[arg(long, value_name = "N", default_value = "1M", value_parser = count, requires = "data")]
@@ -207,6 +215,10 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
             None if args.publish.any() => publish::run(&args, &index, ui)?,
             None => ask::show(&args, &index, ui)?,
         }
+        return Ok(Outcome::Done);
+    }
+    if let Some(set) = &args.transcoders {
+        layers::run(&args, set, common, ui)?;
         return Ok(Outcome::Done);
     }
     let Some(sae) = &args.sae else {

@@ -11,7 +11,11 @@ const NODES: usize = 16;
 /// Targets whose path is shown.
 const TARGETS: usize = 3;
 /// Columns of a node's name.
-const NAME: usize = 44;
+const NAME: usize = 36;
+/// Columns of a token.
+const TOKEN: usize = 14;
+/// Columns of a terminal that has room for bars and for what was measured.
+const WIDE: usize = 100;
 /// Columns of a bar.
 const BAR: usize = 12;
 const BLOCKS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
@@ -49,7 +53,8 @@ fn heading(graph: &Graph, columns: usize) -> Vec<String> {
         format!("{} {}", paint(BOLD, graph.name(node)), paint(DIM, percent(probability)))
     });
     let answers: Vec<String> = answers.collect();
-    let mut out = vec![paint(BOLD, graph.source.prompt.replace('\n', "↵"))];
+    let prompt = wrap(&graph.source.prompt.replace('\n', "↵"), columns).into_iter();
+    let mut out: Vec<String> = prompt.map(|line| paint(BOLD, line)).collect();
     out.extend(packed("→ ", &answers, columns));
     let (report, scores) = (&graph.report, graph.overall_scores());
     let mut facts =
@@ -84,25 +89,32 @@ fn nodes(graph: &Graph, columns: usize) -> Table {
     let (total, most) = (graph.total_influence(), top.first().map_or(1.0, |&i| graph.nodes[i].influence));
     let (best, checked) = (graph.ranked_targets().first().copied(), graph.verification.as_ref());
     let verified = |i: usize| checked?.nodes.iter().find(|v| v.node == i && best.is_none_or(|best| v.target == best));
-    let any = top.iter().any(|&i| verified(i).is_some());
-    let mut head = vec![">influence", "", "layer", "at", "node", ">activation"];
+    let wide = columns >= WIDE;
+    let any = wide && top.iter().any(|&i| verified(i).is_some());
+    let mut head = vec![">influence", "layer", "at", "node", ">activation"];
+    if wide {
+        head.insert(1, "");
+    }
     if any {
         head.extend([">predicted", ">measured"]);
     }
     let mut table = Table::new(&head);
-    let room = columns.saturating_sub(if any { 76 } else { 54 }).clamp(14, NAME);
+    let taken = 52 + if wide { BAR + 2 } else { 0 } + if any { 21 } else { 0 };
+    let room = columns.saturating_sub(taken).clamp(14, NAME);
     for i in top {
         let node = &graph.nodes[i];
         let activation = if let NodeKind::Feature { activation, .. } = node.kind { Some(activation) } else { None };
         let style = if matches!(node.kind, NodeKind::Feature { .. }) { GREEN } else { DIM };
         let mut row = vec![
             percent(node.influence / total),
-            paint(DIM, bar(node.influence / most)),
             layer(graph, node),
-            format!("{} {}", paint(DIM, node.position), shortened(&graph.token(node.position), 14)),
+            format!("{} {}", paint(DIM, node.position), shortened(&graph.token(node.position), TOKEN)),
             paint(style, shortened(&graph.name(node), room)),
             activation.map(|a| format!("{a:.2}")).unwrap_or_default(),
         ];
+        if wide {
+            row.insert(1, paint(DIM, bar(node.influence / most)));
+        }
         if any {
             let figures = verified(i).map(|v| [format!("{:+.3}", v.predicted), format!("{:+.3}", v.frozen)]);
             row.extend(figures.unwrap_or_default());
@@ -143,7 +155,7 @@ fn steps(graph: &Graph, path: &Path, columns: usize) -> Vec<String> {
         let name = shortened(&graph.name(node), NAME);
         let words = match node.kind {
             NodeKind::Feature { .. } | NodeKind::Error { .. } => {
-                let place = format!("{} at {}", layer(graph, node), graph.token(node.position));
+                let place = format!("{} at {}", layer(graph, node), shortened(&graph.token(node.position), TOKEN));
                 format!("{} {}", paint(GREEN, name), paint(DIM, place))
             }
             NodeKind::Token { .. } | NodeKind::Target { .. } => paint(BOLD, name),
@@ -218,9 +230,10 @@ mod tests {
         let graph = sample(600, 5);
         for columns in [80, 100, 160] {
             let text = plain(&lines(&graph, columns));
+            assert_eq!(text.contains("predicted  measured"), columns >= WIDE, "{text}");
             let widest = text.lines().max_by_key(|line| visible_width(line)).unwrap();
             assert!(visible_width(widest) <= columns, "{columns}: {widest}");
-            for expected in ["replacement 0.550", "strongest path to “ Austin”", "features active", "measured", "→ +"]
+            for expected in ["replacement 0.550", "strongest path to “ Austin”", "features active", "activation", "→ +"]
             {
                 assert!(text.contains(expected), "'{expected}' is not in {text}");
             }

@@ -84,6 +84,9 @@ pub(super) struct TargetArgs {
     /// Steer generated positions only, and leave the prompt as it is.
     #[arg(long)]
     pub(super) generated_only: bool,
+    /// Steer these positions of each prompt only: numbers, ranges, `last`, or the text of tokens, as in 0,4-7 or France.
+    #[arg(long, value_name = "POSITIONS", conflicts_with = "generated_only")]
+    pub(super) at: Option<String>,
     /// Steer also positions whose norm is above what the dictionary was trained on, such as the attention sink.
     #[arg(long)]
     pub(super) steer_outliers: bool,

@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use clap::ArgMatches;
 
-use crate::analysis::steer::sweep;
-use crate::analysis::{Intervention, SteerSettings, steer};
+use crate::analysis::steer::{TranscoderEdits, sweep};
+use crate::analysis::{Intervention, SteerPositions, SteerSettings, steer};
 use crate::base::artifact::write_atomic;
 use crate::base::{Error, Result};
 use crate::data::BosPolicy;
@@ -23,6 +23,7 @@ use crate::web::{chart, steer_report};
 
 use super::expect::{self, Given};
 use super::open::{self, Opened};
+use super::places;
 use super::prompts::Prompt;
 use super::render::Ui;
 use super::{Common, Outcome};
@@ -138,7 +139,11 @@ impl Session {
             None => opened.tokenizer.decode(&prompt.tokens),
         };
         let labels = texts.into_iter().zip(&prompts).map(label).collect::<Result<_>>()?;
-        let settings = args.settings(chat::stop_tokens(&files, &opened)?)?;
+        let mut settings = args.settings(chat::stop_tokens(&files, &opened)?)?;
+        if let Some(list) = &args.targets.at {
+            let at = |prompt: &Prompt| places::positions("--at", list, &prompt.tokens, &opened.tokenizer);
+            settings.positions = SteerPositions::Listed(prompts.iter().map(at).collect::<Result<_>>()?);
+        }
         Ok(Self { args, opened, operation, interventions, prompts, labels, settings })
     }
 
@@ -222,7 +227,7 @@ fn check_features(interventions: &[Intervention]) -> Result<()> {
     interventions
         .iter()
         .filter_map(|intervention| intervention.transcoders.as_ref())
-        .try_for_each(|edits| edits.check())
+        .try_for_each(TranscoderEdits::check)
 }
 
 /// Whether texts begin with the BOS token: as the dictionary was trained, as most models are without one.

@@ -78,12 +78,12 @@ pub(super) struct Args {
 /// How long and in what steps to train.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct LengthArgs {
-    /// Peak learning rate of Adam.
-    #[arg(long, value_name = "X", default_value_t = TrainSettings::default().lr)]
-    lr: f64,
-    /// Rows a step.
-    #[arg(long, value_name = "N", default_value_t = TrainSettings::default().batch_size)]
-    batch_size: usize,
+    /// Peak learning rate of Adam; 0.001 when absent, for sets of transcoders 0.003.
+    #[arg(long, value_name = "X")]
+    lr: Option<f64>,
+    /// Rows a step; 4096 when absent, for sets of transcoders 2048.
+    #[arg(long, value_name = "N")]
+    batch_size: Option<usize>,
     /// Rows to train on, such as 4M, over several passes if need be; one pass when neither this nor --steps is given.
     #[arg(long, value_name = "N", value_parser = count, conflicts_with = "steps")]
     tokens: Option<u64>,
@@ -129,7 +129,8 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
 fn one(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let settings = args.settings();
     let device = common.device.open()?;
-    let wanted: Vec<Option<String>> = [None, args.hook_out.clone()].into_iter().take(1 + usize::from(args.hook_out.is_some())).collect();
+    let wanted: Vec<Option<String>> =
+        [None, args.hook_out.clone()].into_iter().take(1 + usize::from(args.hook_out.is_some())).collect();
     let origin = Origin::open(&args.rows, &wanted, args.seed, common, ui)?;
     // Before anything is left on disk: a run that cannot start has nothing to resume.
     match origin.hooks.as_slice() {
@@ -217,8 +218,8 @@ impl LengthArgs {
             log_every,
         } = *self;
         TrainSettings {
-            lr,
-            batch_size,
+            lr: lr.unwrap_or(rest.lr),
+            batch_size: batch_size.unwrap_or(rest.batch_size),
             tokens,
             steps,
             lr_warm_up_steps,

@@ -208,7 +208,12 @@ impl<'a> Origin<'a> {
     }
 
     /// Chooses rows, and says which. `rows` is how many training wants, where that is known.
-    pub(in super::super) fn begin<'p>(self, rows: Option<u64>, ui: &Ui, progress: &'p dyn Progress) -> Result<Ready<'p>> {
+    pub(in super::super) fn begin<'p>(
+        self,
+        rows: Option<u64>,
+        ui: &Ui,
+        progress: &'p dyn Progress,
+    ) -> Result<Ready<'p>> {
         let Self { args, seed, kind, hooks: names, .. } = self;
         match kind {
             Kind::Cache { reader, hooks } => {
@@ -247,7 +252,13 @@ impl<'a> Origin<'a> {
                 let metadata = metadata.collect();
                 let heldout = live.held_out(progress).map(|source| Box::new(source) as Box<dyn RowSource + 'p>);
                 let positions = vec![json!(live.report())];
-                Ok(Ready { training: Box::new(live.training(progress)), heldout, positions, metadata, text: Some(text) })
+                Ok(Ready {
+                    training: Box::new(live.training(progress)),
+                    heldout,
+                    positions,
+                    metadata,
+                    text: Some(text),
+                })
             }
         }
     }

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::analysis::eval::replacement::{ReplacementReport, replacement};
 use crate::base::artifact::write_json;
 use crate::base::{Artifact, Error, Result, RunRecord};
-use crate::analysis::eval::replacement::{ReplacementReport, replacement};
 use crate::dictionary::TranscoderSet;
 use crate::dictionary::train::{Member, SetRun, TrainArchitecture, TrainSettings, TrainSummary, train_set};
 use crate::model::{HookPoint, ModelConfig};
@@ -34,6 +34,14 @@ const TRAINING: &str = "training";
 const REPLACEMENT: &str = "replacement.json";
 /// Held-out rows measured on the way: all layers are encoded each time.
 const HELDOUT_ROWS: u64 = 2048;
+/// Sets are trained on a million tokens rather than a hundred: many small steps at a high rate explain most then. Of one
+/// layer of a real model with 4,096 features, 32 of them active, after 330,000 tokens: 0.34 of the variance with 4,096
+/// rows a step at 1e-3, 0.50 at 3e-3; 0.51 with 2,048 rows at 2e-3, 0.52 at 4e-3; 0.51 with 1,024 at 1e-3, at the cost of
+/// twice and four times as many updates.
+const BATCH_SIZE: usize = 2048;
+const LEARNING_RATE: f64 = 3e-3;
+/// With 0.01 the threshold lags a hundred steps behind, a tenth of such a run and more.
+const THRESHOLD_RATE: f64 = 0.05;
 /// Measurements on the way.
 const MEASUREMENTS: u64 = 5;
 
@@ -179,9 +187,14 @@ impl Args {
             seed: self.seed,
             skip: self.skip,
             heldout_rows: HELDOUT_ROWS,
+            lr: LEARNING_RATE,
+            batch_size: BATCH_SIZE,
             ..TrainSettings::default()
         };
         let mut settings = self.method.settings(self.length.settings(rest));
+        if settings.arch == TrainArchitecture::BatchTopK {
+            settings.topk_threshold_lr = settings.topk_threshold_lr.or(Some(THRESHOLD_RATE));
+        }
         if let (None, Some(rows)) = (settings.eval_every, wanted_rows(&settings)) {
             let steps = rows / settings.batch_size.max(1) as u64;
             settings.eval_every = Some((steps / MEASUREMENTS).max(1).next_multiple_of(settings.log_every.max(1)));

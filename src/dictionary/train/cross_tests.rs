@@ -55,8 +55,7 @@ fn sparse(examples: &[Example], dead: &[u32], dtype: DtypeChoice) -> Vec<(BatchR
 /// The same by automatic differentiation of the joint loss.
 fn twin(examples: &[Example], dead: &[u32]) -> Vec<(BatchReport, Parameters)> {
     let device = Device::Cpu;
-    let twins: Vec<DenseState> =
-        examples.iter().map(|e| DenseState::upload(&e.state, &device).unwrap()).collect();
+    let twins: Vec<DenseState> = examples.iter().map(|e| DenseState::upload(&e.state, &device).unwrap()).collect();
     let d_out = examples[0].state.weights.shape.d_out;
     let n = examples[0].x.len() / examples[0].plan.d_in;
     let inputs: Vec<(Tensor, Tensor, Tensor)> = examples

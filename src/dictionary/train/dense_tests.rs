@@ -160,25 +160,25 @@ fn gradients_equal_finite_differences() {
 }
 
 fn equal_finite_differences(plan: &TrainPlan, mut state: State, x: &[f32], y: Option<&[f32]>) {
-        let mut workspace = Workspace::new(&state.weights, plan.dtype);
-        workspace.gradients(&state, plan, StepInput { target: y, ..input(x, &[]) });
-        let gradients = workspace.gradients.clone();
-        for (tensor, (name, _, expected)) in gradients.tensors().into_iter().enumerate() {
-            for (i, expected) in expected.iter().enumerate() {
-                let mut at = |change: f32| {
-                    let value = state.weights.tensors_mut()[tensor][i];
-                    state.weights.tensors_mut()[tensor][i] = value + change;
-                    let moved = state.weights.tensors_mut()[tensor][i] - value;
-                    let loss = naive(plan, &state, x, y);
-                    state.weights.tensors_mut()[tensor][i] = value;
-                    (f64::from(moved), loss)
-                };
-                let ((up, loss_up), (down, loss_down)) = (at(1e-3), at(-1e-3));
-                let difference = (loss_up - loss_down) / (up - down);
-                let wrong = (difference - f64::from(*expected)).abs() / (1.0 + difference.abs());
-                assert!(wrong < 3e-3, "{name}[{i}] of {:?}: {expected} against {difference}", plan.method);
-            }
+    let mut workspace = Workspace::new(&state.weights, plan.dtype);
+    workspace.gradients(&state, plan, StepInput { target: y, ..input(x, &[]) });
+    let gradients = workspace.gradients.clone();
+    for (tensor, (name, _, expected)) in gradients.tensors().into_iter().enumerate() {
+        for (i, expected) in expected.iter().enumerate() {
+            let mut at = |change: f32| {
+                let value = state.weights.tensors_mut()[tensor][i];
+                state.weights.tensors_mut()[tensor][i] = value + change;
+                let moved = state.weights.tensors_mut()[tensor][i] - value;
+                let loss = naive(plan, &state, x, y);
+                state.weights.tensors_mut()[tensor][i] = value;
+                (f64::from(moved), loss)
+            };
+            let ((up, loss_up), (down, loss_down)) = (at(1e-3), at(-1e-3));
+            let difference = (loss_up - loss_down) / (up - down);
+            let wrong = (difference - f64::from(*expected)).abs() / (1.0 + difference.abs());
+            assert!(wrong < 3e-3, "{name}[{i}] of {:?}: {expected} against {difference}", plan.method);
         }
+    }
 }
 
 /// The loss from its definition, number by number in `f64`.
@@ -204,9 +204,8 @@ fn naive(plan: &TrainPlan, state: &State, x: &[f32], y: Option<&[f32]>) -> f64 {
         .collect();
     let pres: Vec<Vec<f64>> = x.chunks_exact(d).map(|x| (0..f).map(|j| pre(x, j)).collect()).collect();
     let error = |y: &[f64], z: &[f64]| -> f64 {
-        let off = |i: usize| {
-            of(&weights.b_dec, i) - y[i] + z.iter().enumerate().map(|(j, z)| z * of(row(j), i)).sum::<f64>()
-        };
+        let off =
+            |i: usize| of(&weights.b_dec, i) - y[i] + z.iter().enumerate().map(|(j, z)| z * of(row(j), i)).sum::<f64>();
         (0..d_out).map(|i| off(i).powi(2)).sum()
     };
     let top = plan.method.top();

@@ -191,7 +191,8 @@ fn a_skip_connection_takes_what_is_linear_and_all_scales_are_folded_in() {
 fn a_set_makes_of_rows_what_was_measured() {
     let tmp = tempfile::tempdir().unwrap();
     let mut source = world(5000, false);
-    let settings = TrainSettings { k: Some(3.0), steps: Some(60), eval_every: Some(60), ..settings(TrainArchitecture::BatchTopK) };
+    let settings =
+        TrainSettings { k: Some(3.0), steps: Some(60), eval_every: Some(60), ..settings(TrainArchitecture::BatchTopK) };
     for (kind, cross_layer) in [(SetKind::PerLayer, false), (SetKind::CrossLayer, true)] {
         let out = Artifact::begin(&tmp.path().join(format!("{cross_layer}")), false).unwrap();
         let layers = run(&mut source, &settings, cross_layer, &out).unwrap();
@@ -223,10 +224,12 @@ fn a_cut_off_set_ends_as_a_whole_one() {
         eval_every: None,
         ..settings(arch)
     };
-    let relu = TrainSettings { l1_coefficient: Some(30.0), l1_warm_up_steps: Some(1), ..small(TrainArchitecture::Relu) };
+    let relu =
+        TrainSettings { l1_coefficient: Some(30.0), l1_warm_up_steps: Some(1), ..small(TrainArchitecture::Relu) };
     let batch_top_k = TrainSettings { k: Some(4.0), ..small(TrainArchitecture::BatchTopK) };
     let skip = TrainSettings { skip: true, ..batch_top_k.clone() };
-    let runs = [("relu", &relu, true), ("batchtopk", &batch_top_k, true), ("skip", &skip, false), ("set", &relu, false)];
+    let runs =
+        [("relu", &relu, true), ("batchtopk", &batch_top_k, true), ("skip", &skip, false), ("set", &relu, false)];
     for (name, settings, cross_layer) in runs {
         let whole = Artifact::begin(&tmp.path().join(name), false).unwrap();
         let expected = run(&mut world(2000, false), settings, cross_layer, &whole).unwrap();

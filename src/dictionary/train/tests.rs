@@ -253,7 +253,8 @@ fn heldout_rows_of_another_width_are_refused_at_once() {
 fn members() -> Vec<Member> {
     let member = |name: &str, settings: TrainSettings| Member {
         name: name.into(),
-        hook: 0, target: None,
+        hook: 0,
+        target: None,
         settings,
         metadata: Metadata { hook_name: Some("blocks.0.hook_resid_post".into()), ..Metadata::default() },
     };

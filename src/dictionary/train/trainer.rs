@@ -178,7 +178,8 @@ impl Trainer {
     fn revive_together(trainers: &mut [Self], batches: &[Vec<f32>]) -> Result<()> {
         let stored = |trainer: &Self| {
             let scales = Scales::unit(trainer.seat.targets.len());
-            let now = finish::dictionary(trainer.engine.state()?.as_ref(), &trainer.seat.plan, &scales, Metadata::default());
+            let now =
+                finish::dictionary(trainer.engine.state()?.as_ref(), &trainer.seat.plan, &scales, Metadata::default());
             Ok(Stored { hook: trainer.seat.hook, targets: trainer.seat.targets.clone(), dictionary: now? })
         };
         let dictionaries = trainers.iter().map(stored).collect::<Result<Vec<_>>>()?;

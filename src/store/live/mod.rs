@@ -42,6 +42,9 @@ pub use self::source::LiveRows;
 /// Rows in memory unless told otherwise: 300 MB in f16 at a width of 576.
 pub const DEFAULT_BUFFER_ROWS: u64 = 1 << 18;
 
+/// Medians that a report lists; more than these are counted.
+const LISTED: usize = 4;
+
 /// Tokens of text that the median norm is taken over.
 pub const MEDIAN_TOKENS: usize = 1 << 15;
 
@@ -86,6 +89,10 @@ impl std::fmt::Display for LiveReport {
         write!(f, "special tokens")?;
         let medians: Vec<String> = self.median_norms.iter().flatten().map(|m| format!("{m:.4}")).collect();
         match settings.max_norm_multiple.filter(|_| !medians.is_empty()) {
+            Some(multiple) if medians.len() > LISTED => {
+                let hooks = medians.len();
+                write!(f, ", and rows above {multiple} x the median norm of any of {hooks} hooks as they come")
+            }
             Some(multiple) => {
                 write!(f, ", and rows above {multiple} x the median norm of {} as they come", medians.join(", "))
             }

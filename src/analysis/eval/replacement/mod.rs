@@ -151,7 +151,8 @@ fn measure(
     let (mut baseline, mut sums) = (Baseline::default(), vec![Sums::default(); changes.len()]);
     for (sequences, kept) in text.sequences.chunks(step).zip(text.kept.chunks(step)) {
         let tokens: u64 = sequences.iter().map(|s| s.len() as u64).sum();
-        let clean = baseline.add(passes.logits(sequences, kept, None, &means)?, sequences, kept, &text.ignored_targets)?;
+        let clean =
+            baseline.add(passes.logits(sequences, kept, None, &means)?, sequences, kept, &text.ignored_targets)?;
         progress.advance(tokens);
         for (change, sums) in changes.iter().zip(&mut sums) {
             stop_if_cancelled(progress)?;

@@ -98,10 +98,12 @@ impl Passes<'_> {
             let (input, output) = self.points(layer);
             // Layers whose features do not reach a replaced one need not be encoded.
             if replaced.clone().any(|to| self.set.writes_to(layer).contains(&to)) {
-                plan = plan.edit(Edit::new(input, EditOp::Rewrite(Arc::new(Encode { pass: Arc::clone(&pass), layer }))));
+                plan =
+                    plan.edit(Edit::new(input, EditOp::Rewrite(Arc::new(Encode { pass: Arc::clone(&pass), layer }))));
             }
             if replaced.contains(&layer) {
-                plan = plan.edit(Edit::new(output, EditOp::Rewrite(Arc::new(Decode { pass: Arc::clone(&pass), layer }))));
+                plan =
+                    plan.edit(Edit::new(output, EditOp::Rewrite(Arc::new(Decode { pass: Arc::clone(&pass), layer }))));
             }
         }
         for layer in ablated {

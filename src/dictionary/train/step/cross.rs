@@ -135,8 +135,7 @@ fn finish<E: Precision, R: Rule>(
         let all = [batch.f];
         let auxiliary = auxiliaries[i].as_ref();
         let gradients = &mut layer.workspace.gradients;
-        let found =
-            features::gradients(batch, &rules[i], &codes[i], walk, Levels(&all), auxiliary, gradients);
+        let found = features::gradients(batch, &rules[i], &codes[i], walk, Levels(&all), auxiliary, gradients);
         reports.push(walk.report(batch.n, found));
     }
     reports
@@ -173,8 +172,7 @@ fn walk<E: Precision, R: Rule>(
         let mut walk = Walk::<E>::empty(n, (width, batch.weights.shape.d_out), auxiliary);
         let (mut first, mut pulls, mut auxiliary_pulls) = (0, Vec::new(), Vec::new());
         for part in &mut parts {
-            let Part { plane, auxiliary_plane, pulls: own, auxiliary_pulls: dead, pushes, bias, sums } =
-                part.remove(0);
+            let Part { plane, auxiliary_plane, pulls: own, auxiliary_pulls: dead, pushes, bias, sums } = part.remove(0);
             let rows = first * width..first * width + plane.len();
             E::store(&plane, &mut walk.planes[0][rows.clone()]);
             if auxiliary {

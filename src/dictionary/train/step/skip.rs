@@ -35,11 +35,7 @@ pub(super) fn without<'a, E: Precision>(weights: &Parameters, left: &E::Left, ta
 
 /// Fills the gradient of `W_skip`, where there is one, from `plane`, the gradient by the reconstruction `[n, d_out]`;
 /// gives its squared length.
-pub(super) fn gradient<E: Precision, P: Element>(
-    batch: &Batch<'_, E>,
-    plane: &[P],
-    gradients: &mut Parameters,
-) -> f64 {
+pub(super) fn gradient<E: Precision, P: Element>(batch: &Batch<'_, E>, plane: &[P], gradients: &mut Parameters) -> f64 {
     let Shape { d_in, d_out, skip, .. } = batch.weights.shape;
     if !skip {
         return 0.0;

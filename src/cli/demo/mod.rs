@@ -1,5 +1,7 @@
 //! `mechinterp demo`: every step is the command that it prints.
 
+mod traces;
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,7 +16,9 @@ use crate::base::{Error, Result};
 use crate::demo::World;
 use crate::demo::card::{CardSettings, FOUND, Family, ScoreCard};
 use crate::demo::carry::Carried;
+use crate::demo::compose::ComposeSettings;
 use crate::demo::quiz::Recall;
+use crate::demo::trace_card::{TraceCard, Trained, read_replacement};
 use crate::dictionary::io;
 
 use super::render::{BOLD, DIM, GREEN, RED, Table, Ui, paint};
@@ -30,7 +34,17 @@ const TWO_HOP_GOAL: f64 = 0.90;
 /// Marks a directory that `demo` made and may replace.
 const MARK: &str = ".made-by-mechinterp-demo";
 /// The files of earlier runs that it replaces.
-const PARTS: [&str; 4] = ["acts", "sae", "features", "world.jsonl"];
+const PARTS: [&str; 7] = ["acts", "sae", "features", "world.jsonl", "transcoders", "clt", "graph.html"];
+/// Where `train-transcoders` leaves its measurement.
+const REPLACEMENT: &str = "replacement.json";
+
+/// Everything that was measured.
+#[derive(serde::Serialize)]
+struct Cards<'a> {
+    #[serde(flatten)]
+    card: &'a ScoreCard,
+    traces: &'a TraceCard,
+}
 
 /// Arguments of `demo`.
 #[derive(Debug, clap::Args)]
@@ -66,6 +80,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let (world, acts, sae, index) = (at("world.jsonl"), at("acts"), at("sae"), at("features"));
     let seed = args.seed.to_string();
     let step = |title: &str, words: &[&str]| step(title, words, common, &quiet);
+    let (transcoders, clt, page) = (at("transcoders"), at("clt"), at("graph.html"));
 
     quiet.out(paint(BOLD, "The built-in world: countries, cities, people, animals, sums, in three languages"))?;
     write_text(Path::new(&world), args.seed)?;
@@ -106,13 +121,33 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         for value in &values {
             steer.extend(["--feature", value]);
         }
-        steer.extend(["--prompt", &turned.prompt, "--max-new-tokens", "8", "--top", "3"]);
+        let at = turned.at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        steer.extend(["--at", &at, "--prompt", &turned.prompt, "--max-new-tokens", "8", "--top", "3"]);
         step("Turn some: one country's feature on, another's off (the score card says how often it works)", &steer)?;
     }
+    let train = ["train-transcoders", "--model", "demo", "--data", &world, "--context-size", "64", "--seed", &seed];
+    let size = ["--d-sae", "512", "--k", "12", "--tokens", "400k", "--batch-size", "512", "--lr", "0.003"];
+    step("A transcoder for every layer", &[&train[..], &size, &["--out", &transcoders]].concat())?;
+    step(
+        "One whose features write to all later layers",
+        &[&train[..], &size, &["--cross-layer", "--out", &clt]].concat(),
+    )?;
+    let graph = ["graph", "--model", "demo", "--transcoders", &clt, "--prompt", question];
+    step("Why it says so", &[&graph[..], &["--verify", "--html", &page]].concat())?;
+    let trained = |dir: &str| -> Result<Trained> {
+        let set = crate::interop::open_set(Path::new(dir))?;
+        Ok((Arc::new(set), read_replacement(&Path::new(dir).join(REPLACEMENT))?))
+    };
+    let settings = ComposeSettings { seed: args.seed, ..ComposeSettings::default() };
+    let sets = [trained(&transcoders)?, trained(&clt)?];
+    let traces = TraceCard::measure(&opened.model, sets, settings, ui.progress())?;
     if ui.json() {
-        ui.out_json(&card)?;
+        ui.out_json(&Cards { card: &card, traces: &traces })?;
     } else {
-        print(&card, started, ui)?;
+        print(&card, ui)?;
+        ui.out("")?;
+        traces::print(&traces, ui)?;
+        ui.out(paint(DIM, format!("{:.0} s in all", started.elapsed().as_secs_f64())))?;
     }
     let knows = card.quiz.single_hop.accuracy() >= ONE_HOP_GOAL && card.quiz.two_hop.accuracy() >= TWO_HOP_GOAL;
     Ok(if knows { Outcome::Done } else { Outcome::No })
@@ -177,7 +212,7 @@ fn showcase(card: &ScoreCard) -> Vec<&crate::demo::card::Found> {
     ["country:", "text:", "next:", "class:"].into_iter().filter_map(best).take(3).collect()
 }
 
-fn print(card: &ScoreCard, started: Instant, ui: &Ui) -> Result<()> {
+fn print(card: &ScoreCard, ui: &Ui) -> Result<()> {
     ui.out(paint(BOLD, "Score card: the generator knows every answer, so this can be measured"))?;
     let recall = |r: &Recall, goal: Option<f64>| vec![share(r.accuracy(), goal), format!("{} of {}", r.right, r.asked)];
     let mut table = Table::new(&["", ">", "", "what it is"]);
@@ -220,8 +255,7 @@ fn print(card: &ScoreCard, started: Instant, ui: &Ui) -> Result<()> {
         row(name, vec![share(turns.turn_rate(), None), format!("{} of {}", turns.turned, turns.tried)], what);
     }
     ui.out(table)?;
-    carried(card, ui)?;
-    ui.out(paint(DIM, format!("{:.0} s in all", started.elapsed().as_secs_f64())))
+    carried(card, ui)
 }
 
 /// Where the country of a question stands, layer by layer.

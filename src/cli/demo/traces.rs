@@ -1,0 +1,52 @@
+//! The half of the demo's score card that graphs are measured in.
+
+use crate::base::Result;
+use crate::cli::render::{BOLD, DIM, Table, Ui, paint};
+use crate::demo::compose::{Composed, THROUGH};
+use crate::demo::trace_card::{SetCard, TraceCard};
+
+pub(super) fn print(card: &TraceCard, ui: &Ui) -> Result<()> {
+    let sets = [&card.per_layer, &card.cross_layer];
+    ui.out(paint(BOLD, "Transcoders: what the model loses when it runs on them, and what its graphs show"))?;
+    let mut table = Table::new(&["", ">one a layer", ">cross-layer", "what it is"]);
+    let mut row = |name: &str, cell: &dyn Fn(&SetCard) -> String, what: &str| {
+        table.row(vec![name.into(), cell(sets[0]), cell(sets[1]), paint(DIM, what)]);
+    };
+    row(
+        "loss",
+        &|s| format!("{:.3}", s.replacement.replaced.ce_loss),
+        &format!(
+            "nats a token with every MLP replaced; {:.3} without, {:.3} with means in their place",
+            sets[0].replacement.clean_ce_loss, sets[0].replacement.ablated.ce_loss
+        ),
+    );
+    row(
+        "replacement score",
+        &|s| format!("{:.3}", s.compositions.country.scores.replacement),
+        "share of the influence on an answer that starts at tokens, not at errors",
+    );
+    row("completeness", &|s| format!("{:.3}", s.compositions.country.scores.completeness), "share of inputs explained");
+    let groups: [(&str, fn(&SetCard) -> &Composed); 2] =
+        [("through the country", |s| &s.compositions.country), ("through the friend", |s| &s.compositions.friend)];
+    for (name, of) in groups {
+        row(
+            name,
+            &|s| share(of(s).through, of(s).traced),
+            &format!("two-hop questions whose graph has {:.0} % or more of its way there", THROUGH * 100.0),
+        );
+        row("  mean share", &|s| format!("{:.0} %", of(s).mean_share * 100.0), "of what reaches the answer");
+        row("  turned without it", &|s| share(of(s).turned_without, of(s).through), "its features taken away");
+        row("  turned by chance", &|s| share(of(s).turned_control, of(s).through), "as many other features taken away");
+        row("  follows", &|s| share(of(s).followed, of(s).swapped), "another question's features in their place");
+    }
+    ui.out(table)?;
+    ui.out(paint(
+        DIM,
+        "Where the model composes, the thing in the middle is in the graph and turns the answer; a friend's job it has \
+         learnt by heart: pairs kept out of training are answered wrongly, and no feature of the friend is on the way.",
+    ))
+}
+
+fn share(part: usize, whole: usize) -> String {
+    if whole == 0 { "–".into() } else { format!("{part} of {whole}") }
+}
