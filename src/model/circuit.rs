@@ -89,7 +89,9 @@ impl Model {
         let mut rows: Vec<f32> = rows.into_iter().map(|w| (f64::from(w) * factor) as f32).collect();
         let mean = rows.split_off(tokens.len() * self.config().d_model);
         let mean_constant = constants.pop().unwrap_or_default() * factor;
-        constants.iter_mut().for_each(|c| *c *= factor);
+        for constant in &mut constants {
+            *constant *= factor;
+        }
         Ok(LogitDirections { rows, constants, mean, mean_constant })
     }
 

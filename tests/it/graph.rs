@@ -8,9 +8,13 @@ use mechinterp::analysis::graph::{
     About, Attribution, Context, GraphSettings, Pruned, TargetChoice, attribute, node_influence, prune, scores, trace,
 };
 use mechinterp::base::progress::Silent;
-use mechinterp::dictionary::TranscoderSet;
+use mechinterp::dictionary::{Activation, Architecture, Dictionary, DictionaryConfig, TranscoderSet};
 use mechinterp::interop::open_set;
 use mechinterp::model::Model;
+use serde_json::{Value, json};
+
+use crate::fixture::{Cli, copy_tree};
+use crate::steer::checkpoint;
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/graph").join(path)
@@ -149,4 +153,101 @@ fn a_traced_graph_has_every_kept_node_once_and_its_edges_between_them() {
     let Attribution { largest_row_error, .. } = traced.attribution;
     assert_eq!(graph.report.largest_row_error, largest_row_error);
     assert!(graph.report.unpruned.1 > graph.edges.len() && graph.scores.replacement > 0.0);
+}
+
+/// A directory with a model whose tokens are words, and two transcoder sets: its own and one of another width.
+fn commands() -> Cli {
+    let cli = Cli::new();
+    checkpoint(&cli, "gemma2");
+    let target = cli.path("llama");
+    copy_tree(&golden("llama"), &target);
+    std::fs::remove_file(target.join("graphs.safetensors")).unwrap();
+    let vocab: serde_json::Map<String, Value> = (0..40).map(|i| (format!("w{i}"), i.into())).collect();
+    let special = json!([{"id": 1, "content": "w1", "special": true, "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false}]);
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": special, "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
+    });
+    std::fs::write(target.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    copy_tree(&golden("sets"), &cli.path("sets"));
+    cli
+}
+
+#[test]
+fn the_command_traces_a_prompt_and_writes_a_graph_that_it_reads_again() {
+    let cli = commands();
+    let line =
+        "graph --model llama --transcoders sets/jumprelu --tokens 1,9,21,17,8,30 --max-logits 3 --logit-prob 0.8";
+    let graph =
+        cli.run(&format!("{line} --node-threshold 0.9 --edge-threshold 0.95 --out g.json --verify --json")).json();
+    let reference = Reference::open("llama");
+    let ours = &graph["report"]["unpruned_scores"];
+    let scores = [ours["replacement"].as_f64().unwrap(), ours["completeness"].as_f64().unwrap()];
+    assert!(distance(&scores, &reference.values("jumprelu.scores")) < 1e-4);
+    let kept = reference.values("jumprelu.nodes").into_iter().filter(|kept| *kept > 0.0).count();
+    assert_eq!(graph["nodes"].as_array().unwrap().len(), kept);
+    assert!(graph["verification"]["effects"].as_u64().unwrap() > 0);
+    let text = cli.run(line).ok();
+    assert!(text.contains("w9") && text.contains("replacement"), "{text}");
+    assert!(cli.run("graph show g.json").ok().contains("w9"));
+    let contrast = cli.run(&format!("{line} --target w7 --against w11 --json")).json();
+    let targets: Vec<&Value> =
+        contrast["nodes"].as_array().unwrap().iter().filter(|node| node["kind"] == "target").collect();
+    assert_eq!((targets.len(), &targets[0]["token"], &targets[0]["against"]), (1, &json!(7), &json!(11)));
+}
+
+#[test]
+fn prompts_targets_and_sets_that_do_not_fit_are_refused_with_the_reason() {
+    let cli = commands();
+    let llama = "graph --model llama --transcoders sets/jumprelu";
+    let run = |line: String| cli.run(&line);
+    run(format!("{llama} --tokens 1")).error(&["two tokens", "1 in all"]);
+    run(format!("{llama} --tokens 1,40")).error(&["token id 40", "vocabulary of 40"]);
+    cli.run_with(&format!("{llama} --prompt w1 --target"), "w3 w4").error(&["--target", "2 tokens", "w3"]);
+    run(format!("{llama} --prompt w9 --against w3")).error(&["--target"]);
+    run(format!("{llama} --prompt w9 --target w3 --target w4 --against w5")).error(&["--against", "a single --target"]);
+    run(format!("{llama} --prompt w9 --target w3 --target w3")).error(&["the same token twice"]);
+    run(format!("{llama} --prompt w9 --node-threshold 2")).error(&["--node-threshold", "0 to 1"]);
+    run(format!("{llama} --prompt w9 --batch-size 0")).error(&["--batch-size", "1 or more"]);
+    run(format!("{llama} --prompt w9 --batch-size 99999999999999")).error(&["fits into memory", "GB"]);
+    run(format!("{llama} --prompt w9 --out nowhere/g.json")).error(&["nowhere"]);
+    run("graph --model gemma2 --transcoders sets/jumprelu --prompt w9".into()).error(&["layers", "width"]);
+    std::fs::remove_file(cli.path("sets/jumprelu/layer_2.safetensors")).unwrap();
+    run(format!("{llama} --prompt w9")).error(&["layer"]);
+}
+
+#[test]
+fn graphs_through_autoencoders_join_the_streams_of_two_layers() {
+    let cli = commands();
+    for (name, hook) in [("low", "blocks.1.hook_resid_pre"), ("high", "blocks.3.hook_resid_pre")] {
+        write_autoencoder(&cli, name, hook);
+    }
+    let line = "graph --model llama --tokens 1,9,21,17 --max-feature-nodes 20";
+    let graph = cli.run(&format!("{line} --sae low high --json")).json();
+    let layers: std::collections::BTreeSet<u64> =
+        graph["nodes"].as_array().unwrap().iter().filter_map(|node| node["layer"].as_u64()).collect();
+    assert_eq!(layers.into_iter().collect::<Vec<_>>(), [1, 3]);
+    cli.run(&format!("{line} --sae low")).error(&["two layers or more"]);
+    cli.run(&format!("{line} --sae low low")).error(&["same layer"]);
+    cli.run(&format!("{line} --sae low high --steps 0")).error(&["--steps"]);
+    cli.run(&format!("{line} --sae low high --verify")).error(&["--verify", "--transcoders"]);
+    cli.run(line).error(&["--transcoders"]);
+}
+
+/// A random autoencoder of the golden models' stream.
+fn write_autoencoder(cli: &Cli, name: &str, hook: &str) {
+    let (d, f) = (24, 32);
+    let numbers = |n: usize, seed: usize| -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).map(|x| x / 4.0).collect()
+    };
+    let mut config = DictionaryConfig::new(Architecture::Relu, d, f);
+    config.metadata.hook_name = Some(hook.into());
+    let seed = name.len();
+    let (w_enc, w_dec) = (numbers(d * f, seed), numbers(f * d, seed + 1));
+    let (b_enc, b_dec) = (numbers(f, seed + 2), numbers(d, seed + 3));
+    let dictionary = Dictionary::new(config, w_enc, b_enc, w_dec, b_dec, Activation::relu()).unwrap();
+    std::fs::create_dir(cli.path(name)).unwrap();
+    mechinterp::dictionary::io::write(&cli.path(name), &dictionary).unwrap();
 }

@@ -8,7 +8,7 @@ use candle_core::safetensors::load;
 use candle_core::{Device, Tensor};
 use mechinterp::analysis::graph::{FeatureChange, FrozenRun, Hold, live_plan};
 use mechinterp::analysis::steer::TranscoderEdits;
-use mechinterp::analysis::{FeatureEdit, FeatureOp, Intervention, SteerPositions};
+use mechinterp::analysis::{FeatureEdit, FeatureOp, Intervention};
 use mechinterp::dictionary::{
     Activation, Architecture, CrossLayer, Dictionary, DictionaryConfig, SetConfig, SetKind, TranscoderSet,
 };
@@ -195,7 +195,7 @@ fn open_ended_interventions_reach_generated_text() {
         let plan = live_plan(HookPlan::new(), transcoders, &golden.changes(set, prompt.len()), 1, model).unwrap();
         let ours = generate(model, &prompt, &plan, &settings, |_| Ok(())).unwrap();
         assert_eq!(ours.iter().map(|&t| i64::from(t)).collect::<Vec<_>>(), expected, "{set}");
-        let plain = generate(model, &prompt, &Default::default(), &settings, |_| Ok(())).unwrap();
+        let plain = generate(model, &prompt, &HookPlan::new(), &settings, |_| Ok(())).unwrap();
         different += usize::from(plain != ours);
     });
     assert!(different > 3, "the interventions change the text");
@@ -236,8 +236,8 @@ fn steering_by_transcoders_is_an_intervention_from_the_second_position_on() {
     assert!(concepts[0].is_feature());
     let prompt = golden.prompt();
     let settings = GenerateSettings { max_new_tokens: 8, temperature: 0.0, top_p: None, seed: 0, stop_tokens: vec![] };
-    for (positions, start) in [(SteerPositions::All, 1), (SteerPositions::Generated, prompt.len())] {
-        let plan = intervention.plan(&model, prompt.len(), positions).unwrap();
+    for (positions, start) in [(Positions::All, 1), (Positions::From(prompt.len()), prompt.len())] {
+        let plan = intervention.plan(&model, positions).unwrap();
         let ours = generate(&model, &prompt, &plan, &settings, |_| Ok(())).unwrap();
         let change = |layer, feature, op| FeatureChange { layer, feature, positions: Positions::From(start), op };
         let changes = [change(0, 16, FeatureOp::Clamp(5.0)), change(1, 21, FeatureOp::Scale(-3.0))];

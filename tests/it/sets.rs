@@ -40,7 +40,8 @@ fn info_says_what_a_set_is() {
     assert_eq!(report["scan"], json!("tiny/clt@v1"));
     assert_eq!(report["weight_bytes"], json!((3 + 6) * 10 * 6 * 4));
     let text = cli.run(&format!("info {}", golden("gemma-scope").display())).ok();
-    for needle in ["per-layer transcoders", "Gemma Scope", "blocks.{0..2}.ln2.hook_normalized", "tiny/model", "1.4 KB in 3 files"]
+    for needle in
+        ["per-layer transcoders", "Gemma Scope", "blocks.{0..2}.ln2.hook_normalized", "tiny/model", "1.4 KB in 3 files"]
     {
         assert!(text.contains(needle), "{needle} in {text}");
     }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use mechinterp::analysis::steer::FeatureEdits;
-use mechinterp::analysis::{FeatureEdit, FeatureOp, Intervention, SteerPositions};
+use mechinterp::analysis::{FeatureEdit, FeatureOp, Intervention};
 use mechinterp::dictionary::io;
+use mechinterp::model::Positions;
 use serde_json::{Value, json};
 
 use crate::close::Close;
@@ -128,7 +129,7 @@ fn edited_features_give_saelens_logits_with_and_without_the_error_term() {
         let error_term = case["error_term"].as_bool().unwrap();
         let features = FeatureEdits { dictionary, edits: edits(case), error_term, max_norm: None };
         let change = Intervention { features: Some(features), ..Intervention::default() };
-        let plan = change.plan(&model, prompt.len(), SteerPositions::All).unwrap().with_logits();
+        let plan = change.plan(&model, Positions::All).unwrap().with_logits();
         let run = model.forward(&tokens, &plan).unwrap();
         let (ours, theirs) = (run.logits().unwrap().get(0).unwrap(), file["logits"].get(i).unwrap());
         let what = format!("{case}");

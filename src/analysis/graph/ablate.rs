@@ -1,15 +1,16 @@
 //! What a node of a graph adds to the model, and runs without it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
 use crate::base::{Context, Error, Result};
-use crate::dictionary::{SparseCodes, TranscoderSet};
-use crate::model::{Edit, EditOp, HookPlan, HookPoint, Relay, Run, Site};
+use crate::dictionary::SparseCodes;
+use crate::model::{Edit, EditOp, HookPlan, HookPoint, Run, Site};
 
 use super::frozen_run::{FrozenRun, Hold, input, output, rows};
+use super::replacement::Changes;
 use super::types::{Node, NodeKind};
 
 /// What follows when a node is taken away.
@@ -52,6 +53,14 @@ impl FrozenRun<'_> {
     /// When weights cannot be read; `Mismatch` when the feature has another activation in this run.
     pub(super) fn contribution(&self, index: usize, node: &Node) -> Result<Option<Contribution>> {
         let position = node.position;
+        if position >= self.positions() {
+            return Err(Error::Mismatch {
+                what: "graph and prompt",
+                left: format!("{} at position {position} in the graph", node.id(0)),
+                right: format!("a prompt of {} tokens", self.positions()),
+                remedy: "use the prompt that the graph was made of".into(),
+            });
+        }
         let of = |vectors, feature| Some(Contribution { node: index, position, vectors, feature });
         Ok(match node.kind {
             NodeKind::Feature { layer, feature, activation, .. } => {
@@ -112,7 +121,8 @@ impl FrozenRun<'_> {
         }
         let mut changes = None;
         if follow == Follow::Features {
-            let shared = Arc::new(Changes::new(self, nodes));
+            let ablated = nodes.iter().map(|node| node.feature.map(|(layer, f)| (layer, node.position, f)));
+            let shared = Arc::new(Changes::new(self, ablated.collect()));
             plan = layers.clone().fold(plan, |plan, to| {
                 let relay = shared.clone().written_to(to);
                 plan.edit(Edit::new(output(&self.set, to), EditOp::Relay(Arc::new(relay))))
@@ -156,125 +166,6 @@ fn other_graph(node: &Node, activation: f32, found: f32) -> Error {
         left: format!("{} with activation {activation} in the graph", node.id(0)),
         right: format!("{found} in this run"),
         remedy: "use the model, the transcoders and the number type that the graph was made with".into(),
-    }
-}
-
-/// How activations change in one forward pass of the local replacement model, each layer encoded once and then used for
-/// all layers that it writes to. Serves a single pass.
-#[derive(Debug)]
-struct Changes {
-    set: Arc<TranscoderSet>,
-    clean: Vec<SparseCodes>,
-    zero_positions: usize,
-    positions: usize,
-    /// By row of the batch, the layer, position and number of a feature that is held at zero.
-    ablated: Vec<Option<(usize, usize, u32)>>,
-    layers: Vec<OnceLock<Layer>>,
-}
-
-#[derive(Debug)]
-struct Layer {
-    /// Current activations less those of the clean run, `[b · s, f]`.
-    change: SparseCodes,
-    /// By row of the batch.
-    switched: Vec<usize>,
-}
-
-impl Changes {
-    fn new(run: &FrozenRun<'_>, nodes: &[Contribution]) -> Self {
-        let ablated = nodes.iter().map(|node| node.feature.map(|(layer, f)| (layer, node.position, f)));
-        Self {
-            set: Arc::clone(&run.set),
-            clean: run.codes.clone(),
-            zero_positions: run.zero_positions,
-            positions: run.positions(),
-            ablated: ablated.collect(),
-            layers: run.codes.iter().map(|_| OnceLock::new()).collect(),
-        }
-    }
-
-    fn written_to(self: Arc<Self>, to: usize) -> Following {
-        let from: Vec<usize> = (0..=to).filter(|&from| self.set.writes_to(from).contains(&to)).collect();
-        let reads = from.iter().map(|&from| input(&self.set, from)).collect();
-        Following { changes: self, from, to, reads }
-    }
-
-    /// The change in `layer`, whose features read `x`.
-    fn layer(&self, layer: usize, x: &Tensor) -> Result<&Layer> {
-        if let Some(known) = self.layers[layer].get() {
-            return Ok(known);
-        }
-        let codes = self.set.encode(layer, &rows(x)?)?;
-        let mut found = Layer { change: SparseCodes::new(codes.d_sae), switched: vec![0; self.ablated.len()] };
-        for i in 0..codes.rows() {
-            let (row, position) = (i / self.positions, i % self.positions);
-            let now = if position < self.zero_positions { (&[][..], &[][..]) } else { codes.row(i) };
-            let ablated = self.ablated[row].filter(|a| (a.0, a.1) == (layer, position)).map(|a| a.2);
-            let (features, values, switched) = difference(now, self.clean[layer].row(position), ablated);
-            found.change.push_row(&features, &values);
-            found.switched[row] += switched;
-        }
-        Ok(self.layers[layer].get_or_init(|| found))
-    }
-
-    /// By row of the batch, features that switched on or off in any layer.
-    fn switched(&self, rows: usize) -> Vec<usize> {
-        let layers: Vec<&Layer> = self.layers.iter().filter_map(OnceLock::get).collect();
-        (0..rows).map(|row| layers.iter().map(|layer| layer.switched[row]).sum()).collect()
-    }
-}
-
-/// `now − clean` of two sparse rows where they differ, `ablated` counted as zero now; and how many others are zero in
-/// exactly one of them.
-fn difference(now: (&[u32], &[f32]), clean: (&[u32], &[f32]), ablated: Option<u32>) -> (Vec<u32>, Vec<f32>, usize) {
-    let mut values: BTreeMap<u32, (f32, f32)> = BTreeMap::new();
-    for (&feature, &a) in clean.0.iter().zip(clean.1) {
-        values.entry(feature).or_default().1 = a;
-    }
-    for (&feature, &a) in now.0.iter().zip(now.1).filter(|(f, _)| Some(**f) != ablated) {
-        values.entry(feature).or_default().0 = a;
-    }
-    let mut switched = 0;
-    let (mut features, mut changes) = (Vec::new(), Vec::new());
-    for (feature, (now, clean)) in values {
-        switched += usize::from((now == 0.0) != (clean == 0.0) && Some(feature) != ablated);
-        if (now - clean).abs() > 0.0 {
-            features.push(feature);
-            changes.push(now - clean);
-        }
-    }
-    (features, changes, switched)
-}
-
-/// Adds what changed features change of one layer's output.
-#[derive(Debug)]
-struct Following {
-    changes: Arc<Changes>,
-    from: Vec<usize>,
-    to: usize,
-    reads: Vec<HookPoint>,
-}
-
-impl Relay for Following {
-    fn reads(&self) -> &[HookPoint] {
-        &self.reads
-    }
-
-    fn width(&self) -> usize {
-        self.changes.set.config().d_model
-    }
-
-    fn describe(&self) -> String {
-        format!("the change of features that write to layer {}", self.to)
-    }
-
-    fn relay(&self, x: &Tensor, read: &[&Tensor], _: usize) -> Result<Tensor> {
-        let mut sum = rows(x)?;
-        for (&from, input) in self.from.iter().zip(read) {
-            let layer = self.changes.layer(from, input)?;
-            self.changes.set.add_decoded(from, self.to, &layer.change, &mut sum)?;
-        }
-        Ok(Tensor::from_vec(sum, x.shape(), x.device())?.to_dtype(x.dtype())?)
     }
 }
 

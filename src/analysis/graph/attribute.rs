@@ -9,7 +9,7 @@ use crate::model::Model;
 
 use super::attribution::Attribution;
 use super::backward::{Row, Seed, Sweep};
-use super::columns::{ActiveFeature, Columns};
+use super::columns::ActiveFeature;
 use super::context::Context;
 use super::memory;
 use super::select::Selection;
@@ -56,7 +56,8 @@ pub fn attribute(
         }
     }
     progress.end();
-    Ok(packed(context, selection, targets, largest_row_error))
+    let (target_rows, rows) = selection.into_rows();
+    Ok(Attribution::packed(&context.columns, &context.features, rows, target_rows, targets, largest_row_error))
 }
 
 struct Work<'a> {
@@ -117,32 +118,4 @@ fn worst(rows: &[Row], values: &[f64]) -> f64 {
 
 fn nan_or_max(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
-}
-
-/// The rows without the features that have none.
-fn packed(context: &Context, selection: Selection<'_>, targets: Vec<Target>, largest_row_error: f64) -> Attribution {
-    let (target_rows, rows) = selection.into_rows();
-    let chosen: Vec<bool> = rows.iter().map(Option::is_some).collect();
-    let selected: Vec<usize> = (0..chosen.len()).filter(|&i| chosen[i]).collect();
-    let features: Vec<ActiveFeature> = selected.iter().map(|&i| context.features[i]).collect();
-    let all = &context.columns;
-    let kept = |(layer, position): (usize, usize), entries: Vec<f32>| {
-        if selected.len() == chosen.len() {
-            return entries;
-        }
-        let nodes = all.spans(layer, position).flatten();
-        let kept = nodes.zip(entries).filter(|(node, _)| chosen.get(*node).copied().unwrap_or(true));
-        kept.map(|(_, entry)| entry).collect()
-    };
-    let own = rows.into_iter().flatten().zip(&features);
-    let mut packed: Vec<Vec<f32>> = own.map(|((_, row), f)| kept((f.layer, f.position), row)).collect();
-    packed.extend(target_rows.into_iter().map(|row| kept((all.n_layers, all.positions - 1), row)));
-    Attribution {
-        columns: Columns::new(&features, all.n_layers, all.positions),
-        active_features: context.features.len(),
-        features,
-        targets,
-        largest_row_error,
-        rows: packed,
-    }
 }

@@ -25,6 +25,40 @@ pub struct Attribution {
 }
 
 impl Attribution {
+    /// The rows of the features that have one and of the targets, over all `features`, with entries for these alone.
+    pub(super) fn packed(
+        all: &Columns,
+        features: &[ActiveFeature],
+        rows: Vec<Option<Vec<f32>>>,
+        target_rows: Vec<Vec<f32>>,
+        targets: Vec<Target>,
+        largest_row_error: f64,
+    ) -> Self {
+        let chosen: Vec<bool> = rows.iter().map(Option::is_some).collect();
+        let whole = !chosen.contains(&false);
+        let kept = |place: (usize, usize), entries: Vec<f32>| {
+            if whole {
+                return entries;
+            }
+            let nodes = all.spans(place.0, place.1).flatten();
+            let kept = nodes.zip(entries).filter(|(node, _)| chosen.get(*node).copied().unwrap_or(true));
+            kept.map(|(_, entry)| entry).collect()
+        };
+        let selected: Vec<ActiveFeature> =
+            features.iter().zip(&chosen).filter(|(_, chosen)| **chosen).map(|(feature, _)| *feature).collect();
+        let own = rows.into_iter().flatten().zip(&selected);
+        let mut packed: Vec<Vec<f32>> = own.map(|(row, f)| kept((f.layer, f.position), row)).collect();
+        packed.extend(target_rows.into_iter().map(|row| kept((all.n_layers, all.positions - 1), row)));
+        Self {
+            columns: Columns::new(&selected, all.n_layers, all.positions),
+            active_features: features.len(),
+            features: selected,
+            targets,
+            largest_row_error,
+            rows: packed,
+        }
+    }
+
     /// All nodes.
     pub fn nodes(&self) -> usize {
         self.columns.sources() + self.targets.len()

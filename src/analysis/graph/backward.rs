@@ -392,7 +392,7 @@ impl Pass<'_> {
             &g,
             |position| &context.embedding[position * d..][..d],
             |row, position, value| {
-                row.entries[columns.error_entry(row.layer, row.position, row.layer, position)] = value
+                row.entries[columns.error_entry(row.layer, row.position, row.layer, position)] = value;
             },
         );
         if let Some(positions) = &context.position_embedding {

@@ -62,6 +62,16 @@ pub fn trace(
     Ok(Traced { graph, attribution, context })
 }
 
+/// What a graph was made of.
+pub(super) struct Frame<'a> {
+    pub(super) scan: String,
+    pub(super) cross_layer: bool,
+    pub(super) tokens: &'a [u32],
+    pub(super) n_layers: usize,
+    /// The model's layer behind each layer of the attribution.
+    pub(super) layers: &'a [usize],
+}
+
 /// The pruned graph as data.
 pub fn build(
     set: &TranscoderSet,
@@ -71,11 +81,30 @@ pub fn build(
     settings: &GraphSettings,
     about: &About<'_>,
 ) -> Graph {
+    let n_layers = attribution.n_layers();
+    let frame = Frame {
+        scan: set.config().scan.clone(),
+        cross_layer: set.config().kind == SetKind::CrossLayer,
+        tokens: &context.tokens,
+        n_layers,
+        layers: &(0..n_layers).collect::<Vec<_>>(),
+    };
+    framed(&frame, attribution, pruned, settings, about)
+}
+
+/// The same of any attribution.
+pub(super) fn framed(
+    frame: &Frame<'_>,
+    attribution: &Attribution,
+    pruned: &Pruned,
+    settings: &GraphSettings,
+    about: &About<'_>,
+) -> Graph {
     let mut index = vec![usize::MAX; pruned.nodes.len()];
     let mut nodes = Vec::new();
     for at in (0..pruned.nodes.len()).filter(|&at| pruned.nodes[at]) {
         index[at] = nodes.len();
-        nodes.push(node(context, attribution, pruned, at, about));
+        nodes.push(node(frame, attribution, pruned, at, about));
     }
     let edge = |edge: &super::prune::KeptEdge| Edge {
         source: index[edge.source],
@@ -87,13 +116,13 @@ pub fn build(
         source: GraphSource {
             prompt: about.prompt.clone(),
             model: about.model.clone(),
-            scan: set.config().scan.clone(),
-            cross_layer: set.config().kind == SetKind::CrossLayer,
+            scan: frame.scan.clone(),
+            cross_layer: frame.cross_layer,
             settings: *settings,
         },
-        tokens: context.tokens.clone(),
-        token_texts: context.tokens.iter().map(|&token| (about.text)(token)).collect(),
-        n_layers: attribution.n_layers(),
+        tokens: frame.tokens.to_vec(),
+        token_texts: frame.tokens.iter().map(|&token| (about.text)(token)).collect(),
+        n_layers: frame.n_layers,
         nodes,
         edges: pruned.edges.iter().map(edge).collect(),
         scores: pruned_scores(attribution, pruned),
@@ -119,17 +148,17 @@ fn report(attribution: &Attribution, unpruned_scores: GraphScores) -> GraphRepor
     }
 }
 
-fn node(context: &Context, attribution: &Attribution, pruned: &Pruned, at: usize, about: &About<'_>) -> Node {
+fn node(frame: &Frame<'_>, attribution: &Attribution, pruned: &Pruned, at: usize, about: &About<'_>) -> Node {
     let s = attribution.positions();
     let (tokens, targets) = (attribution.token_node(0), attribution.target_node(0));
     let (kind, position) = if let Some(feature) = attribution.features.get(at) {
         let &super::ActiveFeature { layer, position, feature, activation } = feature;
-        (NodeKind::Feature { layer, feature, activation, label: None }, position)
+        (NodeKind::Feature { layer: frame.layers[layer], feature, activation, label: None }, position)
     } else if at < tokens {
         let error = at - attribution.features.len();
-        (NodeKind::Error { layer: error / s }, error % s)
+        (NodeKind::Error { layer: frame.layers[error / s] }, error % s)
     } else if at < targets {
-        (NodeKind::Token { token: context.tokens[at - tokens] }, at - tokens)
+        (NodeKind::Token { token: frame.tokens[at - tokens] }, at - tokens)
     } else {
         (target(&attribution.targets[at - targets], about), s - 1)
     };

@@ -41,7 +41,7 @@ impl Columns {
         }
         let (mut first, mut below) = (vec![0], vec![0; positions]);
         for layer in 0..n_layers {
-            let counts = &mut before[layer * (positions + 1)..][..positions + 1];
+            let counts = &mut before[layer * (positions + 1)..][..=positions];
             for position in 0..positions {
                 counts[position + 1] += counts[position];
             }

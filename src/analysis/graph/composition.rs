@@ -2,7 +2,7 @@
 //! answer turn without it, and does it follow when another concept is put in its place.
 
 use crate::analysis::FeatureOp;
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::model::Positions;
 
 use super::frozen_run::{FrozenRun, Hold};
@@ -47,6 +47,9 @@ impl FrozenRun<'_> {
         let routes = features.iter().filter_map(|&node| Some((node, graph.strongest_route(node, target)?)));
         let stronger = |a: (usize, Path), b: (usize, Path)| if b.1.share > a.1.share { b } else { a };
         let out: Vec<FeatureChange> = features.iter().filter_map(|&i| graph.change(i, FeatureOp::Ablate)).collect();
+        if out.is_empty() {
+            return Err(Error::flag("--feature", "features of the graph", "none", "name nodes that are features"));
+        }
         let others = self.others_than(&out);
         Ok(Composition {
             share: graph.share_through(target, features),

@@ -89,10 +89,7 @@ impl Context {
         let features = active(&codes);
         let global = |site| values(&run, HookPoint::global(site));
         let has_positions = Site::PosEmbed.exists_in(config);
-        let v = config.vocab_size;
-        let divisor = config.embedding.logit_divisor;
-        let raw = global(Site::UnembedOut)?;
-        let logits: Vec<f32> = raw[(s - 1) * v..].iter().map(|x| (f64::from(*x) / divisor) as f32).collect();
+        let logits = last_logits(&run, config, s)?;
         Ok(Self {
             tokens: tokens.to_vec(),
             zero_positions,
@@ -202,8 +199,15 @@ pub(super) fn values(run: &Run, point: HookPoint) -> Result<Vec<f32>> {
     x.to_dtype(DType::F32).and_then(|x| x.flatten_all()?.to_vec1()).during(|| format!("reading {point}"))
 }
 
+/// Logits after the last of `s` positions before any soft cap.
+pub(super) fn last_logits(run: &Run, config: &ModelConfig, s: usize) -> Result<Vec<f32>> {
+    let divisor = config.embedding.logit_divisor;
+    let raw = values(run, HookPoint::global(Site::UnembedOut))?.split_off((s - 1) * config.vocab_size);
+    Ok(raw.into_iter().map(|x| (f64::from(x) / divisor) as f32).collect())
+}
+
 /// `codes` with nothing active in the first rows.
-fn without(codes: &SparseCodes, rows: usize) -> SparseCodes {
+pub(super) fn without(codes: &SparseCodes, rows: usize) -> SparseCodes {
     let mut kept = SparseCodes::new(codes.d_sae);
     for row in 0..codes.rows() {
         let (features, values) = if row < rows { (&[][..], &[][..]) } else { codes.row(row) };
@@ -212,7 +216,7 @@ fn without(codes: &SparseCodes, rows: usize) -> SparseCodes {
     kept
 }
 
-fn active(codes: &[SparseCodes]) -> Vec<ActiveFeature> {
+pub(super) fn active(codes: &[SparseCodes]) -> Vec<ActiveFeature> {
     let mut all = Vec::with_capacity(codes.iter().map(SparseCodes::len).sum());
     for (layer, codes) in codes.iter().enumerate() {
         for position in 0..codes.rows() {
@@ -237,7 +241,7 @@ fn transposed(pattern: &[f32], s: usize) -> Vec<f32> {
     out
 }
 
-fn softmax(logits: &[f32], soft_cap: Option<f64>) -> Vec<f64> {
+pub(super) fn softmax(logits: &[f32], soft_cap: Option<f64>) -> Vec<f64> {
     let capped = logits.iter().map(|x| match soft_cap {
         Some(cap) => (f64::from(*x) / cap).tanh() * cap,
         None => f64::from(*x),

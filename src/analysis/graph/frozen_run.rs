@@ -95,7 +95,7 @@ impl<'a> FrozenRun<'a> {
         self.tokens.len()
     }
 
-    /// The activation of a feature at a position; zero at zero_positions ones.
+    /// The activation of a feature at a position; zero where features do not count.
     pub fn activation(&self, layer: usize, position: usize, feature: u32) -> f32 {
         let codes = self.codes.get(layer).filter(|codes| position < codes.rows());
         let Some((features, values)) = codes.map(|codes| codes.row(position)) else { return 0.0 };

@@ -43,7 +43,9 @@ impl HeldNorm {
         }
         if self.norm.centres {
             let mean = (g.iter().map(|g| f64::from(*g)).sum::<f64>() / g.len().max(1) as f64) as f32;
-            g.iter_mut().for_each(|g| *g -= mean);
+            for g in g.iter_mut() {
+                *g -= mean;
+            }
         }
     }
 

@@ -18,7 +18,10 @@ mod build;
 mod columns;
 mod composition;
 mod context;
+mod dictionaries;
+mod effects;
 mod frozen_run;
+mod gradient;
 mod held;
 mod influence;
 mod intervene;
@@ -28,6 +31,8 @@ mod memory;
 mod paths;
 mod prune;
 mod reading;
+mod relays;
+mod replacement;
 mod scores;
 mod select;
 mod targets;
@@ -42,22 +47,24 @@ pub use attribution::{ActiveFeature, Attribution};
 pub use build::{About, Traced, build, trace};
 pub use composition::Composition;
 pub use context::Context;
+pub use dictionaries::{Dictionaries, trace_dictionaries};
+pub use effects::{pearson, total_effects};
 pub use frozen_run::{FrozenRun, Hold};
 pub use influence::node_influence;
-pub(crate) use intervene::activations;
 pub use intervene::{ChangedRun, FeatureChange, check_changes, live_plan};
 pub use labels::LayerIndexes;
 pub use memory::check_prompt;
 pub use paths::{Path, Paths};
 pub use prune::{KeptEdge, Pruned, prune};
 pub use reading::{Trust, trust};
+pub(crate) use relays::activations;
 pub use scores::{pruned_scores, scores};
 pub use targets::{Target, TargetChoice};
 pub use through::Answers;
 pub use types::{
     Edge, Graph, GraphReport, GraphScores, GraphSettings, GraphSource, Node, NodeKind, Verification, VerifiedNode,
 };
-pub use verify::{VerifySettings, pearson, total_effects, verify};
+pub use verify::{VerifySettings, verify};
 
 #[cfg(test)]
 #[path = "tests.rs"]

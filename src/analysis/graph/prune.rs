@@ -118,7 +118,9 @@ fn drop_loose_ends(graph: &Attribution, nodes: &mut [bool], edges: &mut Vec<Kept
         if dropped.is_empty() {
             return;
         }
-        dropped.into_iter().for_each(|node| nodes[node] = false);
+        for node in dropped {
+            nodes[node] = false;
+        }
         edges.retain(|edge| nodes[edge.source] && nodes[edge.target]);
     }
 }

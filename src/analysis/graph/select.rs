@@ -52,9 +52,10 @@ impl<'a> Selection<'a> {
         self.visited += 1;
     }
 
-    /// The rows of the targets.
-    pub(super) fn into_rows(self) -> (Vec<Vec<f32>>, Vec<Option<(f64, Vec<f32>)>>) {
-        (self.targets.into_iter().map(|(_, _, row)| row.entries).collect(), self.rows)
+    /// The rows of the targets, and those of active features that have one.
+    pub(super) fn into_rows(self) -> (Vec<Vec<f32>>, Vec<Option<Vec<f32>>>) {
+        let rows = self.rows.into_iter().map(|row| row.map(|(_, entries)| entries));
+        (self.targets.into_iter().map(|(_, _, row)| row.entries).collect(), rows.collect())
     }
 
     /// The influence of active features along the rows so far.

@@ -45,9 +45,14 @@ impl TargetChoice {
     /// # Errors
     /// `Flag` for no or the same token twice; `Mismatch` for a token outside the vocabulary.
     pub fn resolve(&self, model: &Model, context: &Context) -> Result<Vec<Target>> {
-        let tokens = self.tokens(context)?;
+        self.resolve_among(model, &context.logits, &context.probabilities)
+    }
+
+    /// The same among the logits and probabilities of the vocabulary.
+    pub(super) fn resolve_among(&self, model: &Model, logits: &[f32], probabilities: &[f64]) -> Result<Vec<Target>> {
+        let tokens = self.tokens(probabilities)?;
         let found = model.logit_directions(&tokens)?;
-        let logit = |token: u32| f64::from(context.logits[token as usize]);
+        let logit = |token: u32| f64::from(logits[token as usize]);
         let rows: Vec<&[f32]> = found.rows.chunks_exact(model.config().d_model).collect();
         if let (Self::Contrast(..), [a, b]) = (self, tokens.as_slice()) {
             return Ok(vec![Target {
@@ -59,11 +64,11 @@ impl TargetChoice {
                 constant: found.constants[0] - found.constants[1],
             }]);
         }
-        let mean = context.logits.iter().map(|x| f64::from(*x)).sum::<f64>() / context.logits.len().max(1) as f64;
+        let mean = logits.iter().map(|x| f64::from(*x)).sum::<f64>() / logits.len().max(1) as f64;
         let target = |(i, &token): (usize, &u32)| Target {
             token,
             against: None,
-            probability: context.probabilities[token as usize],
+            probability: probabilities[token as usize],
             value: logit(token) - mean,
             direction: less(rows[i], &found.mean),
             constant: found.constants[i] - found.mean_constant,
@@ -71,10 +76,10 @@ impl TargetChoice {
         Ok(tokens.iter().enumerate().map(target).collect())
     }
 
-    fn tokens(&self, context: &Context) -> Result<Vec<u32>> {
+    fn tokens(&self, probabilities: &[f64]) -> Result<Vec<u32>> {
         let (flag, tokens) = match self {
             Self::Likeliest { most, probability } => {
-                return likeliest(&context.probabilities, *most, *probability);
+                return likeliest(probabilities, *most, *probability);
             }
             Self::Tokens(tokens) => ("--target", tokens.clone()),
             Self::Contrast(token, against) => ("--against", vec![*token, *against]),

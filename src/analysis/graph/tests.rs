@@ -197,3 +197,33 @@ fn a_set_of_another_model_and_a_prompt_of_one_token_are_refused() {
     let set = per_layer(model.config(), Architecture::Relu, false, Site::ResidPre, Site::MlpHookOut);
     assert!(Context::new(&model, &set, &TOKENS, 1).unwrap_err().to_string().contains("hook_resid_pre"));
 }
+
+#[test]
+fn graphs_through_dictionaries_sum_the_better_the_more_steps_there_are() {
+    let (model, tokens) = (crate::analysis::tests::open("gpt2"), &TOKENS[..6]);
+    let at = |hook: &str| std::sync::Arc::new(crate::analysis::tests::dictionary_at(hook, model.config().d_model, F));
+    let both = vec![at("blocks.1.hook_resid_pre"), at("blocks.0.hook_resid_post")];
+    let error = Dictionaries::new(both.clone(), model.config()).unwrap_err().to_string();
+    assert!(Dictionaries::new(both[..1].to_vec(), model.config()).is_err());
+    assert!(error.contains("same layer") || error.contains("one dictionary"), "{error}");
+    let dictionaries =
+        Dictionaries::new(vec![at("blocks.2.hook_resid_pre"), at("blocks.0.hook_resid_pre")], model.config()).unwrap();
+    let about = About { prompt: String::new(), model: String::new(), text: &|token| token.to_string() };
+    let settings = GraphSettings { max_feature_nodes: 60, ..GraphSettings::default() };
+    let traced = |steps| {
+        trace_dictionaries(&model, &dictionaries, tokens, &likeliest(), &settings, steps, &about, &Silent).unwrap()
+    };
+    let (coarse, fine) = (traced(2), traced(60));
+    let errors = [coarse.0.report.largest_row_error, fine.0.report.largest_row_error];
+    assert!(errors[1] < 0.02 && errors[1] < errors[0], "{errors:?}");
+    let (graph, attribution) = fine;
+    assert_eq!(attribution.features.len(), 60);
+    let layers: std::collections::BTreeSet<usize> = graph.nodes.iter().filter_map(Node::layer).collect();
+    assert_eq!(layers.into_iter().collect::<Vec<_>>(), [0, 2]);
+    // Features act on those of the next dictionary and on nothing beyond.
+    let target = attribution.target_node(0);
+    for (node, feature) in attribution.features.iter().enumerate() {
+        assert_eq!(feature.layer == 0, attribution.effect(target, node) == 0.0, "{feature:?}");
+    }
+    assert_eq!(attribution.effect(target, attribution.token_node(0)), 0.0);
+}

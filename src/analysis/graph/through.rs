@@ -30,7 +30,7 @@ impl Graph {
         found
     }
 
-    /// The targets.
+    /// The targets, in the order of nodes.
     pub fn targets(&self) -> Vec<usize> {
         let is_target = |i: &usize| matches!(self.nodes[*i].kind, NodeKind::Target { .. });
         (0..self.nodes.len()).filter(is_target).collect()
@@ -257,6 +257,8 @@ mod tests {
             positions: Positions::List(vec![4]),
             op: FeatureOp::Clamp(value),
         };
+        let clean = run.answers(&[], &Hold::Nothing).unwrap();
+        assert!(!clean.turned() && clean.before == clean.after);
         let kept = run.activation(1, 4, 3);
         let same = run.answers(&[change(kept)], &Hold::Nothing).unwrap();
         assert!(!same.turned() && same.before.iter().zip(&same.after).all(|(a, b)| (a - b).abs() < 1e-6));

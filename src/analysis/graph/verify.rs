@@ -35,8 +35,8 @@ use crate::model::{HookPoint, Model, Run, Site};
 
 use super::ablate::{Contribution, Follow, at_position};
 use super::attribution::Attribution;
+use super::effects::{pearson, place, total_effects};
 use super::frozen_run::{FrozenRun, input, rows};
-use super::targets::Target;
 use super::types::{Graph, NodeKind, Verification, VerifiedNode};
 
 /// How much to verify.
@@ -78,9 +78,9 @@ pub fn verify(
     for nodes in contributions.chunks(batch) {
         crate::analysis::stop_if_cancelled(progress)?;
         let direct = run.without(nodes, Follow::Direct)?;
-        let mut measured = Measured::of(&run, &direct.run, graph, &readouts)?;
+        let measured = Measured::of(&run, &direct.run, graph, &readouts)?;
         for (row, node) in nodes.iter().enumerate() {
-            measured.fill(graph, node.node, row)?;
+            measured.fill(graph, node.node, row);
         }
         let through: Vec<Contribution> = nodes.iter().filter(|node| !is_token(graph, node.node)).cloned().collect();
         if !through.is_empty() {
@@ -192,12 +192,11 @@ impl Measured {
     }
 
     /// Writes what was measured into the edges that leave `source`, which was taken away in row `row`.
-    fn fill(&mut self, graph: &mut Graph, source: usize, row: usize) -> Result<()> {
+    fn fill(&self, graph: &mut Graph, source: usize, row: usize) {
         for &edge in self.edges.get(&source).into_iter().flatten() {
             let edge = &mut graph.edges[edge];
             edge.measured = self.lost.get(&edge.target).and_then(|rows| rows.get(row)).map(|lost| *lost as f32);
         }
-        Ok(())
     }
 }
 
@@ -251,73 +250,6 @@ fn effects(
     Ok(all)
 }
 
-/// The number that a node of `graph` has in the unpruned graph.
-fn place(graph: &Graph, whole: &Attribution, node: usize) -> Option<usize> {
-    let own = graph.nodes.get(node)?;
-    match own.kind {
-        NodeKind::Feature { layer, feature, .. } => {
-            let key = (layer, own.position, feature);
-            whole.features.binary_search_by_key(&key, |f| (f.layer, f.position, f.feature)).ok()
-        }
-        NodeKind::Error { layer } => Some(whole.error_node(layer, own.position)),
-        NodeKind::Token { .. } => Some(whole.token_node(own.position)),
-        NodeKind::Target { token, against, .. } => {
-            let same = |target: &Target| (target.token, target.against) == (token, against);
-            whole.targets.iter().position(same).map(|i| whole.target_node(i))
-        }
-    }
-}
-
-impl Attribution {
-    /// As [`total_effects`] in the unpruned graph, by its own numbers of nodes; zeros where `source` is none.
-    pub fn total_effects(&self, source: Option<usize>) -> Vec<f64> {
-        let n = self.nodes();
-        let (mut lost, mut share) = (vec![0.0; n], vec![0.0; n]);
-        let Some(source) = source.filter(|source| *source < n) else { return lost };
-        share[source] = 1.0;
-        let rows = self.features.len() + self.targets.len();
-        for row in 0..rows {
-            let node = self.node_of(row);
-            for (span, entries) in self.spans(row) {
-                let products = entries.iter().zip(&share[span]).map(|(entry, share)| f64::from(*entry) * share);
-                lost[node] += products.sum::<f64>();
-            }
-            if let Some(feature) = self.features.get(row)
-                && node != source
-                && feature.activation.abs() > 0.0
-            {
-                share[node] = lost[node] / f64::from(feature.activation);
-            }
-        }
-        lost
-    }
-}
-
-/// By the graph, what each node loses of its pre-activation or value when `source` is taken away.
-pub fn total_effects(graph: &Graph, source: usize) -> Vec<f64> {
-    let n = graph.nodes.len();
-    let mut edges: Vec<&super::Edge> = graph.edges.iter().filter(|e| e.source < n && e.target < n).collect();
-    edges.sort_by_key(|edge| graph.rank(edge.target));
-    let (mut lost, mut share) = (vec![0.0; n], vec![0.0; n]);
-    if let Some(own) = share.get_mut(source) {
-        *own = 1.0;
-    }
-    for edges in edges.chunk_by(|a, b| graph.rank(a.target) == graph.rank(b.target)) {
-        for edge in edges {
-            lost[edge.target] += f64::from(edge.weight) * share[edge.source];
-        }
-        for edge in edges {
-            if let NodeKind::Feature { activation, .. } = graph.nodes[edge.target].kind
-                && edge.target != source
-                && activation.abs() > 0.0
-            {
-                share[edge.target] = lost[edge.target] / f64::from(activation);
-            }
-        }
-    }
-    lost
-}
-
 fn summarise(graph: &Graph, found: &mut Verification) {
     let mut strongest: BTreeMap<usize, f64> = BTreeMap::new();
     for edge in &graph.edges {
@@ -337,16 +269,6 @@ fn summarise(graph: &Graph, found: &mut Verification) {
     };
     let correlations = (with(|node| node.frozen), with(|node| node.mlps), with(|node| node.free));
     (found.frozen_correlation, found.mlp_correlation, found.free_correlation) = correlations;
-}
-
-/// Pearson's correlation; `None` for fewer than three pairs or where one side does not vary.
-pub fn pearson(pairs: &[(f64, f64)]) -> Option<f64> {
-    let n = pairs.len() as f64;
-    let mean = |side: fn(&(f64, f64)) -> f64| pairs.iter().map(side).sum::<f64>() / n;
-    let (x, y) = (mean(|p| p.0), mean(|p| p.1));
-    let sum = |f: &dyn Fn(f64, f64) -> f64| pairs.iter().map(|p| f(p.0 - x, p.1 - y)).sum::<f64>();
-    let (xx, yy, xy) = (sum(&|a, _| a * a), sum(&|_, b| b * b), sum(&|a, b| a * b));
-    (pairs.len() > 2 && xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
 }
 
 #[cfg(test)]

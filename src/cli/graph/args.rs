@@ -13,6 +13,9 @@ use crate::data::tokenizer::Tokenizer;
 
 use super::pictures::PictureArgs;
 
+/// Features of each dictionary that are traced where no number is given: each costs a pass through the model.
+const FEATURES_A_DICTIONARY: usize = 48;
+
 /// Arguments of `graph` without a subcommand.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -21,8 +24,15 @@ pub(in crate::cli) struct TraceArgs {
     #[arg(long, value_name = "MODEL")]
     pub(super) model: String,
     /// The transcoder set: a directory, or a set on the hub. It has a transcoder for every layer of the model.
-    #[arg(long, value_name = "SET")]
-    pub(super) transcoders: String,
+    #[arg(long, value_name = "SET", required_unless_present = "sae", conflicts_with = "sae")]
+    pub(super) transcoders: Option<String>,
+    /// Autoencoders of the residual stream in place of transcoders, at two layers or more: features that act on those of
+    /// the next dictionary, by integrated gradients.
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    pub(super) sae: Vec<PathBuf>,
+    /// Steps of integration between two dictionaries: more are exacter and slower.
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "sae")]
+    pub(super) steps: usize,
     /// The text whose next token is explained.
     #[arg(long, value_name = "TEXT", required_unless_present = "tokens")]
     pub(super) prompt: Option<String>,
@@ -70,9 +80,9 @@ pub(super) struct TargetArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Size of the graph")]
 pub(super) struct SizeArgs {
-    /// Features whose inputs are traced, those of most influence.
-    #[arg(long, value_name = "N", default_value_t = GraphSettings::default().max_feature_nodes)]
-    max_feature_nodes: usize,
+    /// Features whose inputs are traced, those of most influence: 7500, and with --sae 48 a dictionary.
+    #[arg(long, value_name = "N")]
+    max_feature_nodes: Option<usize>,
     /// Nodes are kept, the most influential first, until they have this share of all influence.
     #[arg(long, value_name = "SHARE", default_value_t = GraphSettings::default().node_threshold)]
     node_threshold: f64,
@@ -120,13 +130,18 @@ Examples:
   mechinterp graph show graphs/capital.json              the same again, with names and groups made on the page";
 
 impl SizeArgs {
-    /// The settings of attribution and pruning; `is_gemma_chat` for prompts that begin as Gemma 3's chats do.
-    pub(super) fn settings(&self, targets: &TargetArgs, is_gemma_chat: bool) -> GraphSettings {
+    /// The settings of attribution and pruning through so many `dictionaries`, if any; `is_gemma_chat` for prompts that
+    /// begin as Gemma 3's chats do.
+    pub(super) fn settings(&self, targets: &TargetArgs, dictionaries: usize, is_gemma_chat: bool) -> GraphSettings {
+        let most = match dictionaries {
+            0 => GraphSettings::default().max_feature_nodes,
+            n => n * FEATURES_A_DICTIONARY,
+        };
         GraphSettings {
             max_n_logits: targets.max_logits,
             desired_logit_prob: targets.logit_prob,
             batch_size: self.batch_size,
-            max_feature_nodes: self.max_feature_nodes,
+            max_feature_nodes: self.max_feature_nodes.unwrap_or(most),
             node_threshold: self.node_threshold,
             edge_threshold: self.edge_threshold,
             zero_positions: self.zero_positions.unwrap_or(if is_gemma_chat { 4 } else { 1 }),

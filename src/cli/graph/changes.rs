@@ -11,7 +11,7 @@ use crate::model::Positions;
 /// What to do with every feature that brings no value of its own.
 #[derive(Debug, Clone, Copy, clap::Args)]
 #[command(next_help_heading = "What to do")]
-pub(in crate::cli) struct OperationArgs {
+pub(super) struct OperationArgs {
     /// Set activations to V; values of features' own are taken so where nothing else is asked for.
     #[arg(long, value_name = "V", group = "what", allow_negative_numbers = true)]
     set: Option<f32>,
@@ -28,7 +28,7 @@ pub(in crate::cli) struct OperationArgs {
 
 /// The operation of a command line.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::cli) struct Operation {
+pub(super) struct Operation {
     op: fn(f32) -> FeatureOp,
     value: Option<f32>,
     ablate: bool,
@@ -38,7 +38,7 @@ pub(in crate::cli) struct Operation {
 impl Operation {
     /// # Errors
     /// `Flag` for values that are no finite numbers.
-    pub(in crate::cli) fn of(args: &OperationArgs) -> Result<Self> {
+    pub(super) fn of(args: &OperationArgs) -> Result<Self> {
         let OperationArgs { set, scale, add, ablate } = *args;
         let (op, value, flag): (fn(f32) -> FeatureOp, _, _) = match (scale, add) {
             (Some(v), _) => (FeatureOp::Scale, Some(v), "--scale"),
@@ -57,7 +57,7 @@ impl Operation {
     ///
     /// # Errors
     /// `Flag` when there is no value, or one that an ablation cannot take.
-    pub(in crate::cli) fn with(self, flag: &'static str, text: &str, own: Option<f32>) -> Result<FeatureOp> {
+    pub(super) fn with(self, flag: &'static str, text: &str, own: Option<f32>) -> Result<FeatureOp> {
         match (self.ablate, own.or(self.value)) {
             (true, _) if own.is_some() => {
                 let remedy = "leave the value out, or leave out --ablate";
@@ -75,13 +75,13 @@ impl Operation {
 
 /// A feature as `LAYER/FEATURE[@POSITIONS][:VALUE]`.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::cli) struct Named {
+pub(super) struct Named {
     /// As typed.
-    pub(in crate::cli) text: String,
-    pub(in crate::cli) layer: usize,
-    pub(in crate::cli) feature: u32,
+    pub(super) text: String,
+    pub(super) layer: usize,
+    pub(super) feature: u32,
     places: Option<String>,
-    pub(in crate::cli) value: Option<f32>,
+    pub(super) value: Option<f32>,
 }
 
 impl Named {
@@ -89,7 +89,7 @@ impl Named {
     ///
     /// # Errors
     /// `Flag` for positions outside the prompt and text that is no token of it.
-    pub(in crate::cli) fn positions(&self, tokens: &[u32], tokenizer: &Tokenizer) -> Result<Positions> {
+    pub(super) fn positions(&self, tokens: &[u32], tokenizer: &Tokenizer) -> Result<Positions> {
         let Some(places) = &self.places else { return Ok(Positions::All) };
         match places.strip_suffix('+').filter(|start| !start.is_empty()) {
             Some(start) => {
@@ -122,7 +122,7 @@ impl FromStr for Named {
 }
 
 /// What stands before a colon with a number after it, and the number.
-pub(in crate::cli) fn valued(text: &str) -> (&str, Option<f32>) {
+pub(super) fn valued(text: &str) -> (&str, Option<f32>) {
     match text.rsplit_once(':').map(|(rest, value)| (rest, value.parse::<f32>())) {
         Some((rest, Ok(value))) => (rest, Some(value)),
         _ => (text, None),

@@ -1,9 +1,11 @@
 //! `mechinterp graph`
 
 mod args;
-pub(super) mod changes;
+mod changed;
+mod changes;
 mod intervene;
 mod pictures;
+mod saes;
 mod show;
 mod summary;
 
@@ -83,26 +85,27 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
 fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
     args.output.out.iter().try_for_each(|file| open::check_writable(file))?;
     args.output.pictures.check()?;
-    args.size.settings(&args.targets, false).check()?;
+    args.size.settings(&args.targets, args.sae.len(), false).check()?;
     let given = PromptArgs::of_one(args.prompt.clone(), args.tokens.clone()).read()?;
     let indexes = LayerIndexes::open(&args.labels)?;
     let files = open::locate(&args.model, ui)?;
     // What can be wrong without the weights is found before they are read.
     let config = open::config(&files)?;
     let template = template(&args.chat, &files)?;
-    let set = open::transcoders(&args.transcoders, &args.model, args.force, ui)?;
-    set.check_model(&config)?;
+    let set = args.transcoders.as_deref().map(|set| open::transcoders(set, &args.model, args.force, ui)).transpose()?;
+    set.as_ref().map_or(Ok(()), |set| set.check_model(&config))?;
     let tokenizer = open::tokenizer(&files, &config)?;
     let texts = given.texts();
     let (given, bos) = match &template {
         Some(template) => (given.rendered(|text| template.render(text))?, BosPolicy::Never),
         None => (given, args.reading.bos()),
     };
+    let dictionaries = if args.sae.is_empty() { None } else { Some(saes::open(&args, bos, &config, ui)?) };
     let prompts = given.encode(&tokenizer, bos, &config)?;
     let Some(Prompt { tokens, .. }) = prompts.into_iter().next() else {
         return Err(Error::flag("--prompt", "one prompt", "none", "write some text"));
     };
-    let settings = args.size.settings(&args.targets, tokens.starts_with(&GEMMA_3_TURN));
+    let settings = args.size.settings(&args.targets, args.sae.len(), tokens.starts_with(&GEMMA_3_TURN));
     check_prompt(&config, tokens.len(), settings.batch_size)?;
     let choice = args.targets.choice(&tokenizer, &tokens, ui)?;
     if settings.zero_positions > 0 && !starts_with_special(&tokenizer, &tokens) {
@@ -114,6 +117,13 @@ fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
         None => tokenizer.decode(&tokens)?,
     };
     let about = About { prompt, model: args.model.clone(), text: &|token| tokenizer.piece(token) };
+    let Some(set) = set else {
+        let graph = match &dictionaries {
+            Some(dictionaries) => saes::graph(&args, dictionaries, &opened, &tokens, &choice, &settings, &about, ui)?,
+            None => return Err(Error::flag("--transcoders", "a transcoder set", "none", "name one, or several --sae")),
+        };
+        return finish(&args, graph, &indexes, &opened, ui);
+    };
     let traced = trace(&opened.model, &set, &tokens, &choice, &settings, &about, ui.progress())?;
     let Traced { mut graph, attribution, context } = traced;
     drop(context);
@@ -151,12 +161,15 @@ fn finish(args: &TraceArgs, mut graph: Graph, indexes: &LayerIndexes, opened: &O
     } else {
         summary::summary(&graph, ui)?;
     }
-    Ok(checked(&graph, args.reading.dtype, opened, ui))
+    Ok(checked(&graph, args, opened, ui))
 }
 
 /// Whether rows sum to what they explain.
-fn checked(graph: &Graph, dtype: DtypeChoice, opened: &Opened, ui: &Ui) -> Outcome {
-    let exact = dtype == DtypeChoice::F32 && opened.model.device().is_cpu();
+fn checked(graph: &Graph, args: &TraceArgs, opened: &Opened, ui: &Ui) -> Outcome {
+    let exact = args.reading.dtype == DtypeChoice::F32 && opened.model.device().is_cpu();
+    if !args.sae.is_empty() {
+        return saes::checked(graph, args.steps, ui);
+    }
     let limit = if exact { ROW_ERROR } else { COARSE_ROW_ERROR };
     let worst = graph.report.largest_row_error;
     if worst <= limit {

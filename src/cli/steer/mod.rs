@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use clap::ArgMatches;
 
-use crate::analysis::steer::sweep;
+use crate::analysis::steer::{TranscoderEdits, sweep};
 use crate::analysis::{Intervention, SteerPositions, SteerSettings, steer};
 use crate::base::artifact::write_atomic;
 use crate::base::{Error, Result};
@@ -227,7 +227,7 @@ fn check_features(interventions: &[Intervention]) -> Result<()> {
     interventions
         .iter()
         .filter_map(|intervention| intervention.transcoders.as_ref())
-        .try_for_each(|edits| edits.check())
+        .try_for_each(TranscoderEdits::check)
 }
 
 /// Whether texts begin with the BOS token: as the dictionary was trained, as most models are without one.

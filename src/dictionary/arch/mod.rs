@@ -164,7 +164,7 @@ impl Activation {
     }
 
     /// What multiplies the decoder rows of a row's active features.
-    pub(super) fn decoder_values<'a>(&self, features: &[u32], values: &'a [f32]) -> Cow<'a, [f32]> {
+    pub(crate) fn decoder_values<'a>(&self, features: &[u32], values: &'a [f32]) -> Cow<'a, [f32]> {
         match self {
             Self::TopK(top_k) | Self::AbsTopK(top_k) => top_k.decoder_values(features, values),
             Self::Relu | Self::JumpRelu(_) | Self::JumpIdentity(_) | Self::Gated(_) | Self::GroupMax(_) => {

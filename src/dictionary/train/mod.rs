@@ -1,4 +1,4 @@
-//! Training of ReLU dictionaries with an L1 penalty, from any [`RowSource`](crate::store::RowSource).
+//! Training of dictionaries, transcoders and cross-layer transcoders, from any [`RowSource`](crate::store::RowSource).
 //!
 //! One step, with `n` rows `x` of mean norm `√d` ([`super::scale`]):
 //!
@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Of the five dense products of automatic differentiation only the encoder's remains (`step`); `dense` is the
-//! same step written with candle's automatic differentiation, for GPUs and as the twin in tests. Everything random is
+//! same step written with candle's automatic differentiation, for GPUs and as the twin in tests. A transcoder's residual
+//! is that of another hook's rows; the layers of a cross-layer transcoder share one (`step::cross`). Everything random is
 //! a named stream of the seed and the step number, so a checkpoint needs no generator state, and a resumed run ends
 //! with the same bits as an uninterrupted one.
 
@@ -39,6 +40,7 @@ mod step;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod together;
 mod trainer;
 
 pub use assemble::assemble;
