@@ -70,7 +70,8 @@ pub(super) struct MethodArgs {
     /// jumprelu: weight of the loss that pulls dead features towards their thresholds; none when absent.
     #[arg(long, value_name = "X")]
     pre_act_loss_coefficient: Option<f64>,
-    /// Norm of decoder and encoder rows at the start; 0.1 for relu and gated, 0.5 for the others when absent.
+    /// Norm of decoder and encoder rows at the start; 0.1 for relu and gated, 0.5 for the others and
+    /// 0.2 for these in transcoders when absent.
     #[arg(long, value_name = "X")]
     decoder_init_norm: Option<f64>,
     /// Steps over which the penalty rises from zero; a twentieth of all steps when absent.

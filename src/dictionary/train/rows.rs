@@ -8,6 +8,7 @@ use crate::base::{Progress, Result, Unit};
 use crate::dictionary::metrics::{Metrics, MetricsReport, column_sums};
 use crate::dictionary::scale::ScaleEstimate;
 use crate::dictionary::{Dictionary, SparseCodes};
+use crate::ops::squared_norm;
 use crate::store::RowSource;
 
 /// Held-out rows that are encoded at once.
@@ -20,14 +21,16 @@ pub(super) struct Estimate {
     pub(super) scale: f32,
     /// The mean row, unscaled.
     pub(super) mean: Vec<f64>,
+    /// The first rows, unscaled, `[n, width]`.
+    pub(super) rows: Vec<f32>,
 }
 
 /// Estimates from the first `batches` batches of `rows` rows, or fewer where more could not be read again cheaply; one
-/// estimate a hook.
+/// estimate a hook. The first `kept` rows are kept.
 pub(super) fn estimate(
     source: &mut dyn RowSource,
-    rows: usize,
-    batches: u64,
+    (rows, batches): (usize, u64),
+    kept: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Estimate>> {
     let widths = source.widths().to_vec();
@@ -36,14 +39,15 @@ pub(super) fn estimate(
     let at_most = if cheap < source.rows() { cheap / rows as u64 } else { cheap.div_ceil(rows as u64) };
     let batches = batches.min(at_most).max(1);
     progress.begin("measuring norms", batches * rows as u64, Unit::Tokens);
-    let mut hooks: Vec<_> = widths.iter().map(|&d| (ScaleEstimate::new(d), vec![0.0; d])).collect();
+    let mut hooks: Vec<_> = widths.iter().map(|&d| (ScaleEstimate::new(d), vec![0.0; d], Vec::new())).collect();
     let mut buffers = vec![Vec::new(); widths.len()];
     let mut read = || -> Result<()> {
         source.seek(0)?;
         for _ in 0..batches {
             source.next_batch(rows, &mut buffers)?;
-            for (((norms, sum), batch), &d) in hooks.iter_mut().zip(&buffers).zip(&widths) {
+            for (((norms, sum, first), batch), &d) in hooks.iter_mut().zip(&buffers).zip(&widths) {
                 norms.add(batch);
+                first.extend_from_slice(&batch[..batch.len().min(kept * d - first.len())]);
                 sum.iter_mut().zip(column_sums(batch, d)).for_each(|(sum, part)| *sum += part);
             }
             progress.advance(rows as u64);
@@ -54,13 +58,23 @@ pub(super) fn estimate(
     progress.end();
     outcome?;
     let n = (batches * rows as u64) as f64;
-    let estimate = |(norms, sum): (ScaleEstimate, Vec<f64>)| {
-        Ok(Estimate { scale: norms.scale()?, mean: sum.into_iter().map(|sum| sum / n).collect() })
+    let estimate = |(norms, sum, rows): (ScaleEstimate, Vec<f64>, Vec<f32>)| {
+        Ok(Estimate { scale: norms.scale()?, mean: sum.into_iter().map(|sum| sum / n).collect(), rows })
     };
     hooks.into_iter().map(estimate).collect()
 }
 
 impl Estimate {
+    /// What sets kept row `i` apart from the mean, as a unit vector; the rows begin again where they end.
+    pub(super) fn direction(&self, i: usize) -> Vec<f32> {
+        let d = self.mean.len().max(1);
+        let row = &self.rows[i % (self.rows.len() / d).max(1) * d..][..d];
+        let mut away: Vec<f32> = row.iter().zip(&self.mean).map(|(x, mean)| x - *mean as f32).collect();
+        let norm = squared_norm(&away).sqrt().max(f32::MIN_POSITIVE);
+        away.iter_mut().for_each(|x| *x /= norm);
+        away
+    }
+
     /// The mean of the rows as they are trained on.
     pub(super) fn scaled_mean(&self) -> Vec<f32> {
         self.mean.iter().map(|m| (m * f64::from(self.scale)) as f32).collect()
@@ -183,7 +197,7 @@ pub(super) fn with_batches(
 /// `mean ‖x − x̄‖²` of a batch.
 pub(super) fn total_variance(x: &[f32], d: usize) -> f64 {
     let n = (x.len() / d) as f64;
-    let squared: f64 = x.chunks_exact(d).map(|row| f64::from(crate::ops::squared_norm(row))).sum();
+    let squared: f64 = x.chunks_exact(d).map(|row| f64::from(squared_norm(row))).sum();
     let mean: f64 = column_sums(x, d).iter().map(|sum| (sum / n) * (sum / n)).sum();
     squared / n - mean
 }

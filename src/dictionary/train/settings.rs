@@ -381,7 +381,7 @@ impl TrainSettings {
             lr_decay_steps: decay,
             dead_feature_window: self.dead_feature_window.unwrap_or((steps / 10).clamp(50, 1000)),
             n_batches_for_norm: self.n_batches_for_norm,
-            decoder_init_norm: self.decoder_init_norm(),
+            decoder_init_norm: self.decoder_init_norm(transcoder.is_some()),
             decoder_bias: self.decoder_bias,
             checkpoint_every: self.checkpoint_every,
             log_every: self.log_every,
@@ -394,9 +394,12 @@ impl TrainSettings {
     /// have a threshold to pass, those that win the first steps grow away from the others if that is small: with 16,384
     /// features on a real model 22 % of them were dead after 180 steps from 0.1, and none from 0.5, which also
     /// explained more (0.853 in place of 0.840 of the variance).
-    fn decoder_init_norm(&self) -> f64 {
+    ///
+    /// The features of a transcoder begin as pairs of a row and its target, of which those of similar rows add up.
+    fn decoder_init_norm(&self, transcoder: bool) -> f64 {
         self.decoder_init_norm.unwrap_or(match self.arch {
             TrainArchitecture::Relu | TrainArchitecture::Gated => 0.1,
+            _ if transcoder => 0.2,
             _ => 0.5,
         })
     }
@@ -449,7 +452,7 @@ impl TrainSettings {
                 return Err(Error::flag(flag, "a positive number", value, "leave it out for the default"));
             }
         }
-        let norm = self.decoder_init_norm();
+        let norm = self.decoder_init_norm(false);
         if !(norm.is_finite() && norm > 0.0) {
             return Err(Error::flag("--decoder-init-norm", "a positive number", norm, "leave it out for the default"));
         }

@@ -101,7 +101,9 @@ fn open(
             let Some(TrainPlan { batch_size, n_batches_for_norm, .. }) = seats.first().map(|seat| &seat.plan) else {
                 return Err(nobody());
             };
-            let estimates = estimate(source, *batch_size, *n_batches_for_norm, progress)?;
+            let features = seats.iter().filter(|seat| seat.plan.transcoder.is_some()).map(|seat| seat.plan.d_sae);
+            let kept = features.max().unwrap_or(0);
+            let estimates = estimate(source, (*batch_size, *n_batches_for_norm), kept, progress)?;
             for seat in seats {
                 trainers.push(Trainer::start(seat, &estimates, device)?);
             }

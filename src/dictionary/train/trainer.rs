@@ -71,6 +71,8 @@ impl Trainer {
         };
         let mut weights = Parameters::initial(plan.arch, plan.shape(), plan.decoder_init_norm, b_dec, plan.seed);
         if plan.transcoder.is_some() {
+            let pair = |feature: usize| (input.direction(feature), reconstructed.direction(feature));
+            weights.start_at_pairs(plan.decoder_init_norm as f32, pair);
             weights.center_inputs(&input.scaled_mean());
         }
         if let (Method::JumpRelu { init_threshold, .. }, [(_, threshold)]) = (&plan.method, weights.own.as_mut_slice())

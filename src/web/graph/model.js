@@ -117,7 +117,8 @@ function makeState(graph) {
 }
 
 // What a node is called, where it is, and its whole name for those who do not see the picture.
-const plain = (text) => visible(text).replace(/^·(?=.)/, "");
+// A token among words: spaces show only where there is nothing else.
+const plain = (text) => (text.trim() ? text.trim().replaceAll("\t", "⇥") : visible(text));
 const nameOf = (graph, state, node) => {
   if (node.kind === "token") return `“${plain(graph.tokens[node.pos])}”`;
   if (node.kind === "target") return `“${plain(node.text)}”`;
