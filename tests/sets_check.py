@@ -77,5 +77,13 @@ with tempfile.TemporaryDirectory() as work:
         assert wrote, said
         check(cache, f"{path.name}-back", described, expected)
         checked += 1
+        # Sets that circuit-tracer cannot compute have a kind that it refuses, and not one that it computes wrongly.
+        config = cache / "tiny" / f"{path.name}-back" / "config.yaml"
+        config.write_text(config.read_text().replace("model_kind: ", "model_kind: mechinterp_"))
+        try:
+            load_transcoders_from_cache(f"tiny/{path.name}-back", cache_dir=str(cache))
+            raise AssertionError("an extended set was loaded")
+        except ValueError as error:
+            assert "mechinterp_transcoder_set" in str(error), error
 assert checked == 9, checked
 print(f"circuit-tracer loads {checked} written sets and computes what it computed itself")

@@ -206,6 +206,10 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
             }
             for c in word.chars().filter(|c| !c.is_control()) {
                 if line.width() >= width {
+                    // The space after a word that ends the line.
+                    if c == ' ' {
+                        continue;
+                    }
                     lines.push(std::mem::take(&mut line));
                 }
                 line.push(c);
@@ -237,5 +241,6 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[1].starts_with("one two") && lines[1].ends_with("short"), "{plain}");
         assert_eq!(wrap("abcdef", 4), ["abcd", "ef"]);
+        assert_eq!(wrap("ab cd ef", 5), ["ab cd", "ef"]);
     }
 }

@@ -32,6 +32,7 @@ mod passes;
 mod patch;
 mod probe;
 mod real_model;
+mod set_index;
 mod sets;
 mod steer;
 mod transcoders;

@@ -83,7 +83,7 @@ fn verified(found: &Verification) -> (Trust, String) {
         let exact = error < EDGE_ERROR;
         trust = if exact { trust } else { Trust::Low };
         let off = if exact { "equal measured ones to" } else { "are off from measured ones by up to" };
-        words.push_str(&format!(" {} edges {off} {error:.0e}.", found.edges));
+        words = format!("{words} {} edges {off} {error:.0e}.", found.edges);
     }
     (trust, words)
 }

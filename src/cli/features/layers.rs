@@ -18,7 +18,7 @@ use crate::store::FilterSettings;
 use super::super::render::{Table, Ui, thousands};
 use super::super::{Common, open, places};
 use super::Args;
-use super::make::{DEFAULT_CONTEXT, input};
+use super::make::{DEFAULT_CONTEXT, hash_of_text, input};
 
 /// Memory for the indexes of one pass. Layers beyond it take another pass.
 const BUDGET: usize = 4 << 30;
@@ -57,14 +57,8 @@ pub(super) fn run(args: &Args, reference: &str, common: &Common, ui: &Ui) -> Res
     let pack = PackSettings { context_size, bos: BosPolicy::Prepend };
     let wanted = args.tokens.div_ceil(context_size.max(1) as u64) as usize;
     let sequences = Packer::new(tokenizer, corpus.documents(), pack)?.take(wanted).collect::<Result<Vec<_>>>()?;
-    let mut hash = blake3::Hasher::new();
-    sequences.iter().flat_map(|s| &s.tokens).for_each(|token| {
-        hash.update(&token.to_le_bytes());
-    });
-    let inputs = vec![
-        input("model", name, files.weights_hash()?),
-        input("data", args.data.join(" "), hash.finalize().to_hex().to_string()),
-    ];
+    let inputs =
+        vec![input("model", name, files.weights_hash()?), input("data", args.data.join(" "), hash_of_text(&sequences))];
     let filter = args.filter.settings();
     let point = HookPoint::block(layers.first().copied().unwrap_or_default(), set.config().input);
     // Norms are those of each layer, and looked at in the pass.

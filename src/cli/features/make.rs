@@ -9,7 +9,7 @@ use crate::analysis::feature::{CheckpointPlan, FeatureIndex, Findings, IndexFile
 use crate::analysis::{CacheSequences, LiveSequences, Placement, SequenceSource};
 use crate::base::artifact::InputRecord;
 use crate::base::{Artifact, DtypeChoice, Error, Result, RunRecord};
-use crate::data::{Corpus, PackSettings, Packer, Tokenizer, locate_data};
+use crate::data::{Corpus, PackSettings, Packer, Sequence, Tokenizer, locate_data};
 use crate::dictionary::Dictionary;
 use crate::model::Model;
 use crate::store::FilterSettings;
@@ -99,18 +99,15 @@ pub(super) fn from_text(args: &Args, sae: &Path, common: &Common, ui: &Ui) -> Re
     let (model, tokenizer) = (&opened.model, &opened.tokenizer);
     let bos = expect::bos_of(&dictionary);
     expect::check(&dictionary, &Given::model(name, bos, model.config()), args.force, ui)?;
-    let context_size = dictionary.config.metadata.context_size.unwrap_or(DEFAULT_CONTEXT);
+    let own = dictionary.config.metadata.context_size;
+    let context_size = own.unwrap_or(DEFAULT_CONTEXT.min(model.config().context_length));
     let wanted = args.tokens.div_ceil(context_size.max(1) as u64) as usize;
     let packer = Packer::new(tokenizer, corpus.documents(), PackSettings { context_size, bos })?;
     let sequences = packer.take(wanted).collect::<Result<Vec<_>>>()?;
-    let mut text = blake3::Hasher::new();
-    for token in sequences.iter().flat_map(|s| &s.tokens) {
-        text.update(&token.to_le_bytes());
-    }
     let inputs = vec![
         input("dictionary", sae.display(), hash_of(&dictionary)),
         input("model", name, files.weights_hash()?),
-        input("data", args.data.join(" "), text.finalize().to_hex().to_string()),
+        input("data", args.data.join(" "), hash_of_text(&sequences)),
     ];
     let point = Placement::of_input(&dictionary, model.config())?.point;
     let filter = args.filter.settings();
@@ -215,6 +212,15 @@ fn open_dictionary(args: &Args, sae: &Path, ui: &Ui) -> Result<Dictionary> {
 
 pub(super) fn input(role: &str, name: impl std::fmt::Display, blake3: String) -> InputRecord {
     InputRecord { role: role.into(), name: name.to_string(), blake3 }
+}
+
+/// BLAKE3 of the tokens.
+pub(super) fn hash_of_text(sequences: &[Sequence]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for token in sequences.iter().flat_map(|s| &s.tokens) {
+        hasher.update(&token.to_le_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 /// BLAKE3 of everything that decides what features fire on and write.

@@ -174,7 +174,7 @@ fn a_skip_connection_takes_what_is_linear_and_all_scales_are_folded_in() {
     println!("without {left:?}, with {right:?}");
     assert!(right[0] > left[0] + 0.02 && right[0] > 0.85, "{left:?} {right:?}");
     for layer in &with {
-        let norms = layer.dictionary.w_dec.chunks_exact(D).map(|row| crate::ops::squared_norm(row));
+        let norms = layer.dictionary.w_dec.chunks_exact(D).map(crate::ops::squared_norm);
         assert!(norms.into_iter().all(|norm| (norm - 1.0).abs() < 1e-3), "decoder rows of unit norm");
     }
     // The measured dictionary is the stored one.

@@ -17,6 +17,8 @@ use crate::web::text::{short, thousands};
 const CHUNK: usize = 32;
 /// Examples of a feature.
 const EXAMPLES: usize = 12;
+/// Targets whose strongest path is shown, the likeliest.
+const PATHS: usize = 5;
 /// Tokens that a feature promotes or suppresses.
 const TOKENS: usize = 8;
 
@@ -96,12 +98,12 @@ pub(super) fn build(publication: &Publication<'_>, indexes: &LayerIndexes) -> Re
     Ok(Blocks { title, data })
 }
 
-/// The strongest path to every target, through features where there is one.
+/// The strongest path to each of the likeliest targets, through features where there is one.
 fn paths(graph: &Graph) -> Vec<PathEntry> {
     let all = Paths::new(graph);
-    let targets = graph.nodes.iter().enumerate().filter(|(_, node)| matches!(node.kind, NodeKind::Target { .. }));
+    let targets = graph.ranked_targets().into_iter().take(PATHS);
     targets
-        .filter_map(|(i, _)| all.strongest(i, true).or_else(|| all.strongest(i, false)))
+        .filter_map(|i| all.strongest(i, true).or_else(|| all.strongest(i, false)))
         .map(|path| PathEntry { nodes: path.nodes, weights: path.weights, share: path.share })
         .collect()
 }

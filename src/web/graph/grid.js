@@ -47,7 +47,7 @@ function layOut(graph, state, width, height, measure) {
 // Targets are words in a line at the top, the likeliest first, ending over the last token.
 function chips(shown, measure, px, py, width) {
   const targets = shown.filter((node) => node.kind === "target").sort((a, b) => b.prob - a.prob).map((node) => {
-    const text = `${plain(node.text)} ${percent(node.prob)}`;
+    const text = `${plain(node.text)} ${chance(node.prob)}`;
     return { node, text, w: measure(text) + 16 };
   });
   const room = width - LEFT - RIGHT;

@@ -15,7 +15,7 @@ async function main() {
     document.title = extra.title;
     $("about").textContent = extra.about;
     $("title").replaceChildren(doc.metadata.prompt);
-    if (best) $("title").append(h("span", { class: "answer" }, ` → ${plain(best.text)}`), h("small", {}, percent(best.prob)));
+    if (best) $("title").append(h("span", { class: "answer" }, ` → ${plain(best.text)}`), h("small", {}, chance(best.prob)));
     const { verification: v } = graph.own, pill = (kind, text, title) => h("span", { class: "pill " + kind, title }, text);
     const pills = [pill("trust-" + extra.trust, `replacement ${scores.replacement.toFixed(2)}`, "Share of the influence of tokens in that of tokens and errors"), pill("plain", `completeness ${scores.completeness.toFixed(2)}`, "Share of the inputs of nodes that come from features and tokens")];
     if (v && v.frozen_correlation !== null) pills.push(pill("plain", `verified r = ${correlation(v.frozen_correlation)}`, `${v.effects} effects, attention, norms and errors held`));

@@ -117,7 +117,8 @@ function makeState(graph) {
 }
 
 // What a node is called, where it is, and its whole name for those who do not see the picture.
-const plain = (text) => visible(text).replace(/^·(?=.)/, "");
+// A token among words: spaces show only where there is nothing else.
+const plain = (text) => (text.trim() ? text.trim().replaceAll("\t", "⇥") : visible(text));
 const nameOf = (graph, state, node) => {
   if (node.kind === "token") return `“${plain(graph.tokens[node.pos])}”`;
   if (node.kind === "target") return `“${plain(node.text)}”`;
@@ -127,11 +128,13 @@ const nameOf = (graph, state, node) => {
 function placeOf(graph, node) {
   const at = `“${plain(graph.tokens[node.pos])}”`;
   if (node.kind === "token") return `position ${node.pos}`;
-  if (node.kind === "target") return `output, ${percent(node.prob)}`;
+  if (node.kind === "target") return `output, ${chance(node.prob)}`;
   return `L${node.layer} · ${at}`;
 }
 const fullName = (graph, state, node) => `${node.kind} ${nameOf(graph, state, node)}, ${placeOf(graph, node)}`;
 const correlation = (r) => r.toFixed(r >= 0.995 ? 4 : 2);
+// What is nearly certain is not certain.
+const chance = (p) => (p >= 0.995 && p < 1 ? `${(100 * p).toFixed(p >= 0.9995 ? 2 : 1)} %` : percent(p));
 const signed = (x) => (x > 0 ? "+" : "") + number(x);
 
 // The strongest way through a node: from a token to it, and from it to a target, by the product of shares.

@@ -6,7 +6,7 @@ function overview(graph, state, { link, list, open, fact }) {
     fact(grouped(nodes.length), `nodes of ${grouped(own.report.unpruned[0] || nodes.length)}`), fact(grouped(graph.doc.links.length), `edges of ${grouped(own.report.unpruned[1] || graph.doc.links.length)}`))];
   const part = (title, note, ...children) => parts.push(h("div", { class: "part" }, h("h3", {}, title, h("small", {}, note)), ...children));
   const targets = nodes.filter((node) => node.kind === "target").sort((a, b) => b.prob - a.prob);
-  part("Targets", "what is explained", h("div", { class: "card" }, ...targets.map((node) => link(node.i, signed(node.value), percent(node.prob), node.prob, "var(--bar)"))));
+  part("Targets", "what is explained", h("div", { class: "card" }, ...targets.map((node) => link(node.i, signed(node.value), chance(node.prob), node.prob, "var(--bar)"))));
   for (const path of extra.paths) {
     const steps = path.nodes.map((i, k) => h("li", {}, h("button", { type: "button", onclick: () => open(i) }, name(i)), h("span", { class: "step" }, k ? `${signed(path.weights[k - 1])} · ${placeOf(graph, nodes[i])}` : placeOf(graph, nodes[i]))));
     part(`Strongest path to ${name(path.nodes.at(-1))}`, `${percent(path.share)} of its input`, h("ol", { class: "card path" }, ...steps));

@@ -80,7 +80,7 @@ function makePanel(graph, state, open) {
   function facts(node) {
     const all = [];
     if (node.kind === "feature") all.push(fact(number(node.activation), "activation"));
-    if (node.kind === "target") all.push(fact(percent(node.prob), "probability"), fact(number(node.value), "logits explained"));
+    if (node.kind === "target") all.push(fact(chance(node.prob), "probability"), fact(number(node.value), "logits explained"));
     else all.push(fact(percent(node.influence / (graph.totalInfluence || 1)), "of all influence"), fact(node.rank ? percent(node.rank) : "–", "cumulative"));
     const found = graph.verified.get(node.i);
     if (found) all.push(fact(signed(found.predicted), `on ${nameOf(graph, state, graph.best)}, predicted`), fact(signed(found.frozen), "measured, held"), fact(signed(found.free), "measured, free"));

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use crate::analysis::graph::{Graph, Node, NodeKind, Paths};
 
+/// Targets, the likeliest.
+const TARGETS: usize = 3;
 /// Edges a node, on average.
-const EDGES: usize = 4;
+const EDGES: usize = 3;
 /// Edges below this share of their target's inputs are left out.
 const FAINT: f64 = 0.01;
 
@@ -18,12 +20,12 @@ pub(super) struct Picture {
 }
 
 impl Picture {
-    /// The `n` most influential features and errors of `graph`, the targets, and the tokens that act on one of them.
+    /// The `n` most influential features and errors of `graph`, the likeliest targets, and the tokens that act on one of them.
     pub(super) fn new(graph: &Graph, n: usize) -> Self {
         let inside = |i: &usize| graph.nodes[*i].layer().is_some();
         let mut chosen: BTreeSet<usize> =
             graph.most_influential(usize::MAX).into_iter().filter(inside).take(n).collect();
-        chosen.extend(graph.ranked_targets());
+        chosen.extend(graph.ranked_targets().into_iter().take(TARGETS));
         let token = |i: usize| matches!(graph.nodes.get(i).map(|node| &node.kind), Some(NodeKind::Token { .. }));
         let paths = Paths::new(graph);
         let weight = |i: usize| {

@@ -12,7 +12,7 @@ const STYLE: &str = include_str!("picture.css");
 const BOX: (f64, f64) = (138.0, 34.0);
 const GAP: (f64, f64) = (14.0, 10.0);
 /// Between rows.
-const ROW: f64 = 42.0;
+const ROW: f64 = 30.0;
 const LEFT: f64 = 46.0;
 const TOP: f64 = 58.0;
 const MARGIN: f64 = 16.0;
@@ -82,7 +82,7 @@ impl Layout {
             let node = &graph.nodes[i];
             cells.entry((row(graph, node), node.position)).or_default().push(i);
         }
-        let (mut wide, mut high): (BTreeMap<usize, usize>, BTreeMap<usize, usize>) = Default::default();
+        let (mut wide, mut high) = (BTreeMap::<usize, usize>::new(), BTreeMap::<usize, usize>::new());
         for (&(row, position), list) in &cells {
             let (across, up) = (list.len().min(ACROSS), list.len().div_ceil(ACROSS));
             let most = wide.entry(position).or_default();
