@@ -40,12 +40,18 @@ pub(super) fn print(card: &TraceCard, ui: &Ui) -> Result<()> {
     }
     ui.out(table)?;
     let standing = sets.map(|s| s.compositions.standing);
+    let seldom = sets.iter().all(|s| 2 * s.compositions.country.through < s.compositions.country.traced);
+    let reading = if seldom {
+        "Most countries are not one feature here but a mixture of several, so that most graphs do not show where the \
+         answer to a city's question comes from."
+    } else {
+        "The country is in most graphs of a city's questions, as it should be where a model composes."
+    };
     ui.out(paint(
         DIM,
         format!(
-            "{} and {} features stand for one country, person or animal. A friend's job is learnt by heart (pairs kept out \
-             of training are answered wrongly), a city's country is not: a graph that shows how the model gets there goes \
-             through the one and not through the other.",
+            "{} and {} features stand for one country, person or animal. {reading} A friend's job is learnt by heart (pairs \
+             kept out of training are answered wrongly), so the friend should be in no graph.",
             standing[0], standing[1]
         ),
     ))
