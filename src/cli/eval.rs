@@ -166,7 +166,9 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
 fn of_set(args: &Args, set: &str, common: &Common, ui: &Ui) -> Result<Outcome> {
     let OpenedSet { set, format, notes, .. } = open_set_with(set, ui.progress())?;
     ui.say(format!("{set}, in {}'s format", format.title()));
-    notes.iter().for_each(|note| ui.say(note));
+    for note in &notes {
+        ui.say(note);
+    }
     let name = args.model.as_deref().unwrap_or_default();
     let (corpus, opened) = open_text(args, name, common, ui)?;
     let pack = PackSettings { context_size: DEFAULT_CONTEXT, bos: BosPolicy::Prepend };

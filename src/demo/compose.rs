@@ -137,7 +137,7 @@ impl<'a> Tracer<'a> {
             }
             questions.extend(self.question(prompt)?);
         }
-        self.judge(&questions)
+        Self::judge(&questions)
     }
 
     /// Traces a question; `None` when the model answers it wrongly.
@@ -168,7 +168,7 @@ impl<'a> Tracer<'a> {
         self.world.object(first, self.world.facts().get(prompt.fact)?.subject)
     }
 
-    fn judge(&self, questions: &[Question<'a>]) -> Result<Composed> {
+    fn judge(questions: &[Question<'a>]) -> Result<Composed> {
         let mut found = Composed { traced: questions.len(), ..Composed::default() };
         let n = questions.len().max(1) as f64;
         for (i, question) in questions.iter().enumerate() {
@@ -186,7 +186,7 @@ impl<'a> Tracer<'a> {
             let taken = run.composition(graph, target, middle, &Hold::Nothing)?;
             found.turned_without += usize::from(taken.without.turned());
             found.turned_control += usize::from(taken.control.is_some_and(|control| control.turned()));
-            if let Some(other) = self.partner(questions, i) {
+            if let Some(other) = Self::partner(questions, i) {
                 let changes = graph.swapped(middle, &other.graph, &other.middle);
                 found.swapped += 1;
                 found.followed += usize::from(run.answers(&changes, &Hold::Nothing)?.likeliest().1 == other.answer);
@@ -196,7 +196,7 @@ impl<'a> Tracer<'a> {
     }
 
     /// Another question of the same words but for the subject, with another answer, that goes through its middle too.
-    fn partner<'q>(&self, questions: &'q [Question<'a>], own: usize) -> Option<&'q Question<'a>> {
+    fn partner<'q>(questions: &'q [Question<'a>], own: usize) -> Option<&'q Question<'a>> {
         let question = questions.get(own)?;
         let fits = |other: &&Question<'a>| {
             other.prompt.relation == question.prompt.relation

@@ -138,6 +138,7 @@ fn known_feature(graph: &Graph, indexes: &LayerIndexes) -> String {
     found.expect("a live feature").id(graph.n_layers)
 }
 
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn drive(n: usize) -> Option<(Graph, Value, String)> {
     let Some(browser) = browser() else {
         eprintln!("SKIPPED: no chromium on this machine to open pages with");

@@ -41,7 +41,7 @@ fn a_set_of_all_layers_is_trained_written_read_and_measured() {
     let number = |value: &Value| value.as_f64().unwrap();
     assert!(number(&replacement["replaced"]["ce_loss"]) > number(&replacement["clean_ce_loss"]));
     assert!(number(&replacement["layers"][0]["explained_variance"]) > 0.0);
-    let expected = ["config.yaml", "layers.json", "metrics.jsonl", "replacement.json", "run.json", "sessions.json"];
+    let expected = ["config.yaml", "layers.json", "metrics.jsonl", "replacement.json", "run.json"];
     let mut expected: BTreeSet<String> = expected.map(String::from).into();
     expected.extend((0..n).map(|layer| format!("layer_{layer}.safetensors")));
     assert_eq!(names(&cli.path("set")), expected);

@@ -176,7 +176,7 @@ mod tests {
         SetConfig { kind, model_name, input, output, scan, n_layers, d_model, d_transcoder: F }
     }
 
-    fn live<'a>(model: &'a Model, layer: usize) -> LiveSequences<'a> {
+    fn live(model: &Model, layer: usize) -> LiveSequences<'_> {
         let filter = FilterSettings { max_norm_multiple: None, ..FilterSettings::default() };
         let point = HookPoint::block(layer, Site::ResidMid);
         LiveSequences::new(model, point, text(), &BTreeSet::from([2]), filter, &Silent).unwrap()

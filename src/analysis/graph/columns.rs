@@ -137,12 +137,12 @@ mod tests {
             for position in 0..4 {
                 let nodes: Vec<usize> = columns.spans(layer, position).flatten().collect();
                 assert_eq!(nodes.len(), columns.len(layer, position));
-                let expected = (0..columns.sources()).filter(|&node| match features.get(node) {
-                    Some(feature) => feature.layer < layer && feature.position <= position,
-                    None => {
-                        let (at, source) = ((node - 9) % 4, (node - 9) / 4);
-                        at <= position && (source < layer || source == 3)
+                let expected = (0..columns.sources()).filter(|&node| {
+                    if let Some(feature) = features.get(node) {
+                        return feature.layer < layer && feature.position <= position;
                     }
+                    let (at, source) = ((node - 9) % 4, (node - 9) / 4);
+                    at <= position && (source < layer || source == 3)
                 });
                 assert_eq!(nodes, expected.collect::<Vec<_>>());
                 for source in 0..layer {

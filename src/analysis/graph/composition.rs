@@ -110,7 +110,7 @@ mod tests {
         };
         let target = NodeKind::Target { token: 7, against: None, text: String::new(), probability: 1.0, value: 1.0 };
         let nodes = vec![node_at(NodeKind::Token { token: 8 }, 4), feature(0, 3), feature(1, 4), node_at(target, 4)];
-        let graph = graph_of(nodes, &[(0, 1, 1.0), (1, 2, 1.0), (0, 2, 1.0), (2, 3, 3.0), (0, 3, 1.0)]);
+        let graph = graph_of(nodes, &[(0, 1, 1.0), (1, 2, 0.5), (0, 2, 1.0), (2, 3, 3.0), (0, 3, 1.0)]);
         let found = run.composition(&graph, 3, &[1, 2], &Hold::Patterns).unwrap();
         assert!((found.share - 0.75).abs() < 1e-12);
         let (node, path) = found.route.unwrap();

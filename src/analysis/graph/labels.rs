@@ -80,7 +80,7 @@ impl LayerIndexes {
         index.map(|index| index.record(feature)).transpose()
     }
 
-    /// What to call a feature: its label, else what it fires on or writes, in quotes. See [`derived`].
+    /// What to call a feature: its label, else what it fires on or writes, in quotes. See `derived`.
     ///
     /// # Errors
     /// As [`LayerIndexes::record`].

@@ -24,8 +24,8 @@ use crate::dictionary::io;
 use super::render::{BOLD, DIM, GREEN, RED, Table, Ui, paint};
 use super::{Cli, Common, Outcome, dispatch};
 
-/// Where in the built-in model the demo looks: late enough that a country is known, early enough to change it.
-const HOOK: &str = "blocks.1.hook_resid_post";
+/// Where in the built-in model the demo looks: a thing stands at its own word there, enriched by one layer.
+const HOOK: &str = "blocks.0.hook_resid_post";
 /// Documents of the generated text, about 300,000 tokens.
 const DOCUMENTS: usize = 4500;
 /// What the built-in model has to know for the demo to mean anything.
@@ -126,7 +126,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         step("Turn some: one country's feature on, another's off (the score card says how often it works)", &steer)?;
     }
     let train = ["train-transcoders", "--model", "demo", "--data", &world, "--context-size", "64", "--seed", &seed];
-    let size = ["--d-sae", "512", "--k", "12", "--tokens", "400k", "--batch-size", "512", "--lr", "0.003"];
+    let size = ["--d-sae", "1536", "--k", "6", "--tokens", "400k", "--batch-size", "512", "--lr", "0.003"];
     step("A transcoder for every layer", &[&train[..], &size, &["--out", &transcoders]].concat())?;
     step(
         "One whose features write to all later layers",

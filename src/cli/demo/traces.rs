@@ -2,7 +2,7 @@
 
 use crate::base::Result;
 use crate::cli::render::{BOLD, DIM, Table, Ui, paint};
-use crate::demo::compose::{Composed, THROUGH};
+use crate::demo::compose::THROUGH;
 use crate::demo::trace_card::{SetCard, TraceCard};
 
 pub(super) fn print(card: &TraceCard, ui: &Ui) -> Result<()> {
@@ -26,9 +26,8 @@ pub(super) fn print(card: &TraceCard, ui: &Ui) -> Result<()> {
         "share of the influence on an answer that starts at tokens, not at errors",
     );
     row("completeness", &|s| format!("{:.3}", s.compositions.country.scores.completeness), "share of inputs explained");
-    let groups: [(&str, fn(&SetCard) -> &Composed); 2] =
-        [("through the country", |s| &s.compositions.country), ("through the friend", |s| &s.compositions.friend)];
-    for (name, of) in groups {
+    for (name, country) in [("through the country", true), ("through the friend", false)] {
+        let of = |s: &SetCard| if country { s.compositions.country } else { s.compositions.friend };
         row(
             name,
             &|s| share(of(s).through, of(s).traced),
@@ -40,10 +39,15 @@ pub(super) fn print(card: &TraceCard, ui: &Ui) -> Result<()> {
         row("  follows", &|s| share(of(s).followed, of(s).swapped), "another question's features in their place");
     }
     ui.out(table)?;
+    let standing = sets.map(|s| s.compositions.standing);
     ui.out(paint(
         DIM,
-        "Where the model composes, the thing in the middle is in the graph and turns the answer; a friend's job it has \
-         learnt by heart: pairs kept out of training are answered wrongly, and no feature of the friend is on the way.",
+        format!(
+            "{} and {} features stand for one country, person or animal. A friend's job is learnt by heart (pairs kept out \
+             of training are answered wrongly), a city's country is not: a graph that shows how the model gets there goes \
+             through the one and not through the other.",
+            standing[0], standing[1]
+        ),
     ))
 }
 

@@ -60,10 +60,10 @@ impl clap::FromArgMatches for Args {
 
 impl clap::Args for Args {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let intervene = clap::Command::new(intervene::NAME).about(intervene::ABOUT);
+        let intervene = clap::Command::new(intervene::NAME);
         let show = clap::Command::new(show::NAME).about(show::ABOUT);
         TraceArgs::augment_args(command)
-            .subcommand(intervene::Args::augment_args(intervene))
+            .subcommand(intervene::Args::augment_args(intervene).about(intervene::ABOUT))
             .subcommand(show::Args::augment_args(show))
             .args_conflicts_with_subcommands(true)
             .subcommand_negates_reqs(true)

@@ -31,7 +31,9 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<Outcome> {
     args.pictures.check()?;
     let indexes = LayerIndexes::open(&args.labels)?;
     let GraphFile { mut graph, state, slug, scan, notes } = read(&args.file)?;
-    notes.iter().for_each(|note| ui.say(note));
+    for note in &notes {
+        ui.say(note);
+    }
     indexes.name(&mut graph)?;
     let publication = Publication { graph: &graph, state: &state, slug: &slug, scan: Some(&scan), created_ms: None };
     args.pictures.write(&publication, &indexes, ui)?;

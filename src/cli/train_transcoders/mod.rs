@@ -247,17 +247,20 @@ impl Args {
 
     /// What the run will take, said before it starts.
     fn estimate(&self, origin: &Origin<'_>, bytes: u64, settings: &TrainSettings, layers: usize) -> String {
-        let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+        let size = |bytes: u64| match bytes as f64 / 1e6 {
+            megabytes if megabytes < 999.5 => format!("{megabytes:.0} MB"),
+            megabytes => format!("{:.1} GB", megabytes / 1e3),
+        };
         let values: usize = origin.hooks.iter().map(|(_, width)| width).sum();
         // One batch is trained on, one waits, one is read.
         let batches = (3 * settings.batch_size * values * size_of::<f32>()) as u64;
         let kind = if self.cross_layer { "cross-layer transcoder of" } else { "transcoders of" };
         format!(
-            "{kind} {layers} layers; memory: {} for weights, gradients and moments, {} for rows that wait, {} for \
-             batches, beside the model",
-            gigabytes(bytes),
-            gigabytes(origin.buffer_bytes()),
-            gigabytes(batches),
+            "{kind} {layers} layers; memory: {} for weights, gradients and moments, up to {} for rows that wait, {} \
+             for batches, beside the model",
+            size(bytes),
+            size(origin.buffer_bytes()),
+            size(batches),
         )
     }
 

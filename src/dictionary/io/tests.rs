@@ -83,7 +83,7 @@ fn what_saelens_has_no_name_for_is_not_written() {
         random(Architecture::GroupMax { k: 5 }, 8, 20),
         random(Architecture::JumpIdentity, 8, 20),
         random(Architecture::Relu, 8, 20).with_skip(vec![0.5; 64]).unwrap(),
-        random_transcoder(Architecture::TopK { k: 3, rescale_acts_by_decoder_norm: false }, 8, 20, 5),
+        random_transcoder(Architecture::AbsTopK { k: 3, rescale_acts_by_decoder_norm: false }, 8, 20, 5),
     ];
     for dictionary in refused {
         let error = write(dir.path(), &dictionary).unwrap_err().to_string();

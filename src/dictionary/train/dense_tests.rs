@@ -68,7 +68,9 @@ fn transcoder_example(
         *tensor = numbers(tensor.len(), name);
     }
     for (_, own) in &mut weights.own {
-        own.iter_mut().for_each(|x| *x = x.abs());
+        for x in own.iter_mut() {
+            *x = x.abs();
+        }
     }
     let rows = |d: usize, name: &str| numbers(n * d, name).iter().map(|x| x * 3.0).collect();
     (plan, State::new(weights), rows(d, "x"), rows(d_out, "y"))

@@ -87,12 +87,16 @@ fn fold_both(dictionary: &mut Dictionary, scales: &Scales, unit: bool) {
     let width = decoder / outputs.len().max(1);
     for row in dictionary.w_dec.chunks_exact_mut(decoder).chain(dictionary.b_dec.chunks_exact_mut(decoder)) {
         for (block, output) in row.chunks_exact_mut(width).zip(outputs) {
-            block.iter_mut().for_each(|w| *w /= output);
+            for w in block {
+                *w /= output;
+            }
         }
     }
     dictionary.w_enc.iter_mut().for_each(|w| *w *= input);
     if let (Some(w_skip), Some(output)) = (&mut dictionary.w_skip, outputs.first()) {
-        w_skip.iter_mut().for_each(|w| *w *= input / output);
+        for w in w_skip.iter_mut() {
+            *w *= input / output;
+        }
     }
     if !unit {
         return;
@@ -106,7 +110,9 @@ fn fold_both(dictionary: &mut Dictionary, scales: &Scales, unit: bool) {
         multiply(&mut jump.threshold);
     }
     for (row, norm) in dictionary.w_dec.chunks_exact_mut(decoder).zip(&norms) {
-        row.iter_mut().for_each(|w| *w /= norm);
+        for w in row.iter_mut() {
+            *w /= norm;
+        }
     }
 }
 

@@ -71,7 +71,9 @@ impl Estimate {
         let row = &self.rows[i % (self.rows.len() / d).max(1) * d..][..d];
         let mut away: Vec<f32> = row.iter().zip(&self.mean).map(|(x, mean)| x - *mean as f32).collect();
         let norm = squared_norm(&away).sqrt().max(f32::MIN_POSITIVE);
-        away.iter_mut().for_each(|x| *x /= norm);
+        for x in &mut away {
+            *x /= norm;
+        }
         away
     }
 

@@ -161,8 +161,8 @@ fn written_sets_read_back_as_the_same_functions() {
             let can = match format {
                 SetFormat::CircuitTracer => i != 3 && i != 6,
                 SetFormat::Extended => true,
-                // SAELens has no TopK transcoder, and its JumpReLU passes no negative values.
-                SetFormat::SaeLens => i < 2,
+                // SAELens' JumpReLU passes no negative values.
+                SetFormat::SaeLens => i < 2 || i == 3,
                 // sparsify has only TopK, and reads what the MLP reads.
                 SetFormat::Sparsify => false,
             };
@@ -184,7 +184,7 @@ fn written_sets_read_back_as_the_same_functions() {
             assert_eq!(config.model_name.as_deref(), Some("tiny"));
         }
     }
-    assert_eq!(written, 5 + 7 + 2);
+    assert_eq!(written, 5 + 7 + 3);
 }
 
 #[test]

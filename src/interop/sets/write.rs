@@ -246,7 +246,9 @@ fn write_cross_layer(set: &TranscoderSet, layer: usize, dir: &Path) -> Result<()
 
 /// Feature by feature the rows of all targets.
 fn rows(decoders: &[Rows]) -> impl Iterator<Item = Result<Cow<'_, [f32]>>> {
-    decoders.iter().for_each(|rows| rows.floats.expect(true));
+    for rows in decoders {
+        rows.floats.expect(true);
+    }
     let features = decoders.first().map_or(0, |rows| rows.count);
     (0..features).flat_map(move |feature| {
         decoders.iter().map(move |rows| {

@@ -10,6 +10,9 @@ use crate::base::{Context, Error, Result};
 use crate::dictionary::{SparseCodes, TranscoderSet};
 use crate::model::{Edit, EditOp, HookPlan, HookPoint, Model, Rewrite};
 
+/// Rows of every layer's input and output.
+type Activations = (Vec<Vec<f32>>, Vec<Vec<f32>>);
+
 /// What is changed in a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
@@ -53,11 +56,7 @@ impl Passes<'_> {
     }
 
     /// Rows of every layer's input and output that count, `[n, d]` each.
-    pub(super) fn activations(
-        &self,
-        sequences: &[Vec<u32>],
-        kept: &[Vec<bool>],
-    ) -> Result<(Vec<Vec<f32>>, Vec<Vec<f32>>)> {
+    pub(super) fn activations(&self, sequences: &[Vec<u32>], kept: &[Vec<bool>]) -> Result<Activations> {
         let layers = self.set.config().n_layers;
         let plan = (0..layers).fold(HookPlan::new(), |plan, layer| {
             let (input, output) = self.points(layer);

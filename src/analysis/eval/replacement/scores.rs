@@ -56,7 +56,9 @@ impl Baseline {
             .zip(&targets)
             .map(|(row, target)| {
                 let (log_sum, top) = log_sum_exp(row);
-                row.iter_mut().for_each(|x| *x -= log_sum);
+                for x in row.iter_mut() {
+                    *x -= log_sum;
+                }
                 (top, target.map_or(0.0, |target| -f64::from(row[target as usize])))
             })
             .collect();

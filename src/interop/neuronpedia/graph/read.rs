@@ -45,14 +45,14 @@ pub fn read(path: &Path) -> Result<GraphFile> {
     let mut reader = Reader { path, notes: Vec::new() };
     let graph = reader.graph(&document)?;
     let ours = |ids: &mut Vec<String>| {
-        let known: Vec<String> = ids.drain(..).filter_map(|id| reader.our_id(&document, &graph, &id)).collect();
+        let known: Vec<String> = ids.drain(..).filter_map(|id| our_id(&document, &graph, &id)).collect();
         *ids = known;
     };
     let mut state = GraphState::of_params(&document.q_params);
     ours(&mut state.pinned);
     state.supernodes.iter_mut().for_each(|group| ours(&mut group.members));
     state.supernodes.retain(|group| !group.members.is_empty());
-    state.clicked = state.clicked.and_then(|id| reader.our_id(&document, &graph, &id));
+    state.clicked = state.clicked.and_then(|id| our_id(&document, &graph, &id));
     let Document { metadata, .. } = document;
     Ok(GraphFile { graph, state, slug: metadata.slug, scan: metadata.scan, notes: reader.notes })
 }
@@ -249,12 +249,12 @@ impl Reader<'_> {
         }
         Ok(edges)
     }
+}
 
-    /// Our id of the node that the file calls `id`.
-    fn our_id(&self, document: &Document, graph: &Graph, id: &str) -> Option<String> {
-        let place = document.nodes.iter().position(|entry| entry.node_id == id)?;
-        Some(graph.nodes.get(place)?.id(graph.n_layers))
-    }
+/// Our id of the node that the file calls `id`.
+fn our_id(document: &Document, graph: &Graph, id: &str) -> Option<String> {
+    let place = document.nodes.iter().position(|entry| entry.node_id == id)?;
+    Some(graph.nodes.get(place)?.id(graph.n_layers))
 }
 
 fn number(layer: &Value) -> Option<usize> {

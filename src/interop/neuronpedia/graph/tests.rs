@@ -37,6 +37,8 @@ fn written(graph: &Graph, state: &GraphState) -> Value {
     serde_json::from_slice(&to_json(&publish(graph, state, "g")).unwrap()).unwrap()
 }
 
+type Change<'a> = &'a dyn Fn(&mut Value);
+
 #[test]
 fn a_graph_comes_back_as_it_was() {
     for (n, seed) in [(50, 1), (5000, 2)] {
@@ -171,7 +173,7 @@ fn damage_is_named() {
         change(&mut value);
         read_text(value.to_string()).unwrap_err().to_string()
     };
-    let cases: [(&dyn Fn(&mut Value), &str); 8] = [
+    let cases: [(Change<'_>, &str); 8] = [
         (&|v| drop(v.as_object_mut().unwrap().remove("nodes")), "nodes"),
         (&|v| v["nodes"][0]["feature_type"] = json!("lorsa"), "lorsa"),
         (&|v| v["nodes"][0]["ctx_idx"] = json!(99), "position 99"),
