@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 use crate::fixture::{Cli, trained};
+use crate::pages::OWN_CALLS;
 
 /// What a reader does, as a script: search, open what was found, follow a neighbour, step through the list.
 const READER: &str = r##"<script>
@@ -95,7 +96,10 @@ pub(crate) fn open(browser: &str, cli: &Cli, page: &Path) -> Seen {
     Seen {
         document: String::from_utf8_lossy(&output.stdout).into_owned(),
         console: stderr.lines().filter(|line| line.contains("CONSOLE")).map(str::to_owned).collect(),
-        asked: urls.filter(|url| url.starts_with("http") && !url.contains(".google.com/")).map(str::to_owned).collect(),
+        asked: urls
+            .filter(|url| url.starts_with("http") && !OWN_CALLS.iter().any(|maker| url.contains(maker)))
+            .map(str::to_owned)
+            .collect(),
     }
 }
 

@@ -31,7 +31,7 @@ addEventListener("load", async () => {
   const lit = () => Number($("over").dataset.edges) > 0;
   seen.before = lit();
   let point = null;
-  for (let y = frame.top + 60; y < frame.top + grid.clientHeight - 60 && !point; y += 4) for (let x = frame.left + 50; x < frame.right - 20; x += 4) {
+  for (let y = Math.round(frame.top) + 60; y < frame.top + grid.clientHeight - 60 && !point; y += 4) for (let x = Math.round(frame.left) + 50; x < frame.right - 20; x += 4) {
     at("pointermove", x, y);
     if (!document.querySelector(".tip").hidden && document.querySelector(".tip").textContent.includes("activation")) { point = [x, y]; break; }
   }

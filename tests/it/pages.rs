@@ -69,6 +69,9 @@ fn evaluations_are_compared_and_written_for_others() {
     cli.run(&format!("{line} --saebench results")).error(&["--model"]);
 }
 
+/// Whom the browser calls on its own account.
+pub(crate) const OWN_CALLS: [&str; 2] = [".google.com/", ".googleapis.com/"];
+
 /// The browser of this machine.
 pub(crate) fn browser() -> Option<&'static str> {
     ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
@@ -96,11 +99,12 @@ pub(crate) fn open(browser: &str, cli: &Cli, page: &Path) -> Seen {
     let stderr = String::from_utf8_lossy(&output.stderr);
     let console = stderr.lines().filter(|line| line.contains("CONSOLE")).map(str::to_owned).collect();
     let log = std::fs::read_to_string(log).unwrap();
-    // The browser calls its maker on its own account.
     let urls = log.split("\"url\":\"").skip(1).filter_map(|rest| rest.split('"').next());
     // The log names an address again at every stage of its request.
-    let asked: BTreeSet<String> =
-        urls.filter(|url| url.starts_with("http") && !url.contains(".google.com/")).map(str::to_owned).collect();
+    let asked: BTreeSet<String> = urls
+        .filter(|url| url.starts_with("http") && !OWN_CALLS.iter().any(|maker| url.contains(maker)))
+        .map(str::to_owned)
+        .collect();
     let asked = asked.into_iter().collect();
     Seen { document: String::from_utf8_lossy(&output.stdout).into_owned(), console, asked }
 }

@@ -126,8 +126,8 @@ fn layer_of(index: &IndexFile) -> Option<usize> {
 
 /// A name for a feature that nobody named, in quotes so that it cannot be taken for one that somebody gave.
 ///
-/// Where half of the strongest examples peak on one token, that token. Else in the last third of the layers, where
-/// features mostly prepare an output, the tokens that it promotes; else the tokens that it peaks on.
+/// In the last third of the layers, where features mostly prepare an output, the tokens that it promotes. Before, the
+/// token that half of its strongest examples peak on, else the tokens that they peak on.
 fn derived(record: &FeatureRecord, layer: usize, n_layers: usize) -> Option<String> {
     let mut peaks: Vec<(String, usize)> = Vec::new();
     let examples = record.examples.len().min(EXAMPLES);
@@ -144,14 +144,14 @@ fn derived(record: &FeatureRecord, layer: usize, n_layers: usize) -> Option<Stri
         let words: Vec<String> = words.take(TOKENS).map(|word| format!("“{word}”")).collect();
         words.join(" ")
     };
+    let promoted = record.promoted.as_deref().unwrap_or_default();
+    if layer * 3 >= n_layers * 2 && examples > 0 && !promoted.is_empty() {
+        return Some(format!("say {}", quoted(&mut promoted.iter().map(|token| readable(&token.text)))));
+    }
     if let Some((word, count)) = peaks.first()
         && count * 2 >= examples
     {
         return Some(format!("“{word}”"));
-    }
-    let promoted = record.promoted.as_deref().unwrap_or_default();
-    if layer * 3 >= n_layers * 2 && !promoted.is_empty() {
-        return Some(format!("say {}", quoted(&mut promoted.iter().map(|token| readable(&token.text)))));
     }
     let words = quoted(&mut peaks.into_iter().map(|(word, _)| word));
     (!words.is_empty()).then_some(words)
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(derived(&mixed, 2, 30).unwrap(), "“Dallas” “Houston” “Austin”");
         assert_eq!(derived(&mixed, 20, 30).unwrap(), "say “Texas” “↵” “of”");
         let one = record(&[" Dallas", " Dallas", "  "], &[" Texas"]);
-        assert_eq!(derived(&one, 20, 30).unwrap(), "“Dallas”");
+        assert_eq!(derived(&one, 19, 30).unwrap(), "“Dallas”");
         assert_eq!(derived(&record(&["  "], &[]), 0, 30).unwrap(), "“␣␣”");
         assert_eq!(derived(&record(&[], &[]), 29, 30), None);
     }

@@ -279,8 +279,10 @@ function makeGrid(graph, state, open) {
     tooltip(graph, state, i, event);
   });
   box.addEventListener("pointerleave", () => { state.hovered = -1; state.change("hover"); tooltip(graph, state, -1); });
-  box.addEventListener("click", (event) => { const i = find(event); if (event.shiftKey && i >= 0) state.pin([i], !state.pinned.has(i)); else open(i); });
-  box.addEventListener("dblclick", (event) => { const i = find(event); if (i >= 0) state.pin([i], true); });
+  // Clicks come with whole coordinates: what was pointed at counts where they just miss.
+  const clicked = (event) => { const i = find(event); return i >= 0 ? i : state.hovered; };
+  box.addEventListener("click", (event) => { const i = clicked(event); if (event.shiftKey && i >= 0) state.pin([i], !state.pinned.has(i)); else open(i); });
+  box.addEventListener("dblclick", (event) => { const i = clicked(event); if (i >= 0) state.pin([i], true); });
   new ResizeObserver(layout).observe(box);
   return { layout, draw, overlay, neighbour, reveal, placeOf: (i) => [at.px[i], at.py[i]] };
 }
