@@ -236,6 +236,13 @@ fn probe(dictionary: &Dictionary) -> Vec<f32> {
 /// file cannot be written.
 pub fn write(dir: &Path, dictionary: &Dictionary, format: Format) -> Result<()> {
     match format {
+        Format::SaeLens if dictionary.config.transcoder && dictionary.config.architecture.name() == "topk" => {
+            Err(Error::Unsupported {
+                what: "writing this dictionary as SAELens".into(),
+                why: "SAELens has no TopK transcoders, and would not open it".into(),
+                remedy: "write it as sparsify, or use it as it is".into(),
+            })
+        }
         Format::SaeLens => io::write(dir, dictionary),
         Format::DictionaryLearning => dictionary_learning::write(dir, dictionary.clone()),
         Format::Sparsify => sparsify::write(dir, dictionary.clone()),
