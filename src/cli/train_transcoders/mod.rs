@@ -42,6 +42,8 @@ const BATCH_SIZE: usize = 2048;
 const LEARNING_RATE: f64 = 3e-3;
 /// With 0.01 the threshold lags a hundred steps behind, a tenth of such a run and more.
 const THRESHOLD_RATE: f64 = 0.05;
+/// Checkpoints on the way, where none are asked for.
+const CHECKPOINTS: u64 = 8;
 /// Measurements on the way.
 const MEASUREMENTS: u64 = 5;
 
@@ -195,9 +197,13 @@ impl Args {
         if settings.arch == TrainArchitecture::BatchTopK {
             settings.topk_threshold_lr = settings.topk_threshold_lr.or(Some(THRESHOLD_RATE));
         }
-        if let (None, Some(rows)) = (settings.eval_every, wanted_rows(&settings)) {
-            let steps = rows / settings.batch_size.max(1) as u64;
+        let steps = wanted_rows(&settings).map(|rows| rows / settings.batch_size.max(1) as u64);
+        if let (None, Some(steps)) = (settings.eval_every, steps) {
             settings.eval_every = Some((steps / MEASUREMENTS).max(1).next_multiple_of(settings.log_every.max(1)));
+        }
+        // A step of all layers takes seconds: the default of one dictionary would risk half an hour.
+        if let (true, Some(steps)) = (settings.checkpoint_every == TrainSettings::default().checkpoint_every, steps) {
+            settings.checkpoint_every = (steps / CHECKPOINTS).clamp(25, settings.checkpoint_every);
         }
         if self.cross_layer && settings.arch == TrainArchitecture::TopK {
             let expected = "batchtopk, jumprelu or relu with --cross-layer";
