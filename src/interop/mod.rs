@@ -239,7 +239,7 @@ pub fn write(dir: &Path, dictionary: &Dictionary, format: Format) -> Result<()> 
         Format::SaeLens if dictionary.config.transcoder && dictionary.config.architecture.name() == "topk" => {
             Err(Error::Unsupported {
                 what: "writing this dictionary as SAELens".into(),
-                why: "SAELens has no TopK transcoders, and would not open it".into(),
+                why: "SAELens has no architecture 'topk' for transcoders, and would not open it".into(),
                 remedy: "write it as sparsify, or use it as it is".into(),
             })
         }
