@@ -13,7 +13,6 @@ packages are taken from DIR, where they need not be importable as a whole.
 
 import argparse
 import gzip
-import importlib.util
 import json
 import math
 import os
@@ -22,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 
+from one_file import module
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("dashboard", type=pathlib.Path)
 parser.add_argument("exports", type=pathlib.Path)
@@ -29,16 +30,6 @@ parser.add_argument("panel", type=pathlib.Path)
 parser.add_argument("neuronpedia", type=pathlib.Path)
 parser.add_argument("--site", type=pathlib.Path)
 args = parser.parse_args()
-
-
-def module(name):
-    """One file of a package, without what the package imports on its way."""
-    roots = [args.site] if args.site else [pathlib.Path(p) for p in sys.path if p]
-    path = next(p for root in roots if (p := root / (name.replace(".", "/") + ".py")).exists())
-    spec = importlib.util.spec_from_file_location(name.replace(".", "_"), path)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
 
 
 def lines(path):
@@ -55,7 +46,7 @@ def same(ours, theirs, where):
 
 
 # SAEDashboard reads its batches and writes the same again.
-Batch = module("sae_dashboard.neuronpedia.neuronpedia_dashboard").NeuronpediaDashboardBatch
+Batch = module("sae_dashboard.neuronpedia.neuronpedia_dashboard", args.site).NeuronpediaDashboardBatch
 features = 0
 for path in sorted(args.dashboard.glob("batch-*.json")):
     text = json.loads(path.read_text())
@@ -133,7 +124,7 @@ for mine, row in zip(rows["activations"], converted["activations"]):
 print(f"Neuronpedia's converter makes the same of {len(converted['features'])} features")
 
 # circuit-tracer's panel.
-Model = module("circuit_tracer.frontend.feature_models").Model
+Model = module("circuit_tracer.frontend.feature_models", args.site).Model
 panels = sorted(args.panel.glob("features/*/*.json"))
 for path in panels:
     feature = Model.model_validate_json(path.read_text(), strict=False)

@@ -11,11 +11,11 @@ from DIR, where it need not be importable as a whole.
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import pathlib
-import sys
+
+from one_file import module
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("graphs", type=pathlib.Path, nargs="*")
@@ -23,20 +23,8 @@ parser.add_argument("--schema", type=pathlib.Path)
 parser.add_argument("--site", type=pathlib.Path)
 parser.add_argument("--write", action="store_true")
 args = parser.parse_args()
-
-
-def module(name):
-    """One file of a package, without what the package imports on its way."""
-    roots = [args.site] if args.site else [pathlib.Path(p) for p in sys.path if p]
-    path = next(p for root in roots if (p := root / (name.replace(".", "/") + ".py")).exists())
-    spec = importlib.util.spec_from_file_location(name.replace(".", "_"), path)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
-models = module("circuit_tracer.frontend.graph_models")
-features = module("circuit_tracer.frontend.feature_models")
+models = module("circuit_tracer.frontend.graph_models", args.site)
+features = module("circuit_tracer.frontend.feature_models", args.site)
 
 
 def unpair(z):

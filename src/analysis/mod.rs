@@ -33,20 +33,9 @@ fn stop_if_cancelled(progress: &dyn Progress) -> Result<()> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::path::{Path, PathBuf};
-
-    use candle_core::{DType, Device};
-
     use crate::dictionary::{Architecture, Dictionary, DictionaryConfig};
-    use crate::model::Model;
+    pub(crate) use crate::model::tests::open;
     use crate::ops::gemm::tests::numbers;
-
-    /// A tiny golden checkpoint.
-    pub(crate) fn open(name: &str) -> Model {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name);
-        let weights: Vec<PathBuf> = vec![dir.join("model.safetensors")];
-        Model::open(&dir.join("config.json"), &weights, DType::F32, &Device::Cpu).unwrap()
-    }
 
     /// A random dictionary of `architecture` at `hook`.
     pub(crate) fn dictionary_with(architecture: Architecture, hook: &str, d: usize, f: usize) -> Dictionary {

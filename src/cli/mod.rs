@@ -35,6 +35,7 @@ mod render;
 mod replacement;
 mod report;
 mod run;
+mod set_facts;
 mod steer;
 mod train_sae;
 mod train_transcoders;

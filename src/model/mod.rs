@@ -40,3 +40,23 @@ pub use kv_cache::KvCache;
 pub use plan::{Edit, EditOp, HookPlan, Positions, ResolvedPlan, Rewrite};
 pub use readout::FrozenNorm;
 pub use relay::Relay;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+
+    use candle_core::{DType, Device, Tensor};
+
+    use super::Model;
+
+    /// A tiny golden checkpoint.
+    pub(crate) fn open(name: &str) -> Model {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name);
+        Model::open(&dir.join("config.json"), &[dir.join("model.safetensors")], DType::F32, &Device::Cpu).unwrap()
+    }
+
+    /// The largest difference of two tensors.
+    pub(crate) fn far(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+}

@@ -69,13 +69,13 @@ fn fires(point: HookPoint, config: &ModelConfig) -> Stop {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::sync::Arc;
 
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
-    use crate::model::{EditOp, HookPlan, KvCache, Model, Positions, Site};
+    use crate::model::tests::{far, open};
+    use crate::model::{EditOp, HookPlan, KvCache, Positions, Site};
 
     /// Adds twice what it reads.
     #[derive(Debug)]
@@ -97,15 +97,6 @@ mod tests {
         fn relay(&self, x: &Tensor, read: &[&Tensor], _: usize) -> Result<Tensor> {
             Ok((x + (read[0] * 2.0)?)?)
         }
-    }
-
-    fn open(name: &str) -> Model {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name);
-        Model::open(&dir.join("config.json"), &[dir.join("model.safetensors")], DType::F32, &Device::Cpu).unwrap()
-    }
-
-    fn far(a: &Tensor, b: &Tensor) -> f32 {
-        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
     }
 
     #[test]

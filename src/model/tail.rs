@@ -54,21 +54,9 @@ impl Model {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use candle_core::{DType, Device};
-
     use super::*;
+    use crate::model::tests::{far, open};
     use crate::model::{Edit, EditOp, Site};
-
-    fn open(name: &str) -> Model {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name);
-        Model::open(&dir.join("config.json"), &[dir.join("model.safetensors")], DType::F32, &Device::Cpu).unwrap()
-    }
-
-    fn far(a: &Tensor, b: &Tensor) -> f32 {
-        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
-    }
 
     #[test]
     fn a_pass_that_begins_inside_ends_as_the_whole_one() {

@@ -1,5 +1,6 @@
 //! Pages for a browser: one file each, with nothing fetched from anywhere, that can be mailed or archived as it is.
 
+mod application;
 mod block;
 pub mod chart;
 pub mod eval_report;

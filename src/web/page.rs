@@ -5,18 +5,23 @@ use super::markup::Element;
 
 const STYLE: &str = include_str!("page.css");
 /// The browser itself refuses every request, whatever a page contains.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
+pub(super) const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
-/// A whole HTML document with `title` and the parts of its body.
-pub fn html(title: &str, body: impl IntoIterator<Item = Element>) -> String {
-    let head = Element::new("head")
+/// The head of every page: what the browser lets it do, its title and its look.
+pub(super) fn head(title: &str, policy: &str, styles: &[&'static str]) -> Element {
+    Element::new("head")
         .child(Element::new("meta").attr("charset", "utf-8"))
-        .child(Element::new("meta").attr("http-equiv", "Content-Security-Policy").attr("content", POLICY))
+        .child(Element::new("meta").attr("http-equiv", "Content-Security-Policy").attr("content", policy))
         .child(Element::new("meta").attr("name", "viewport").attr("content", "width=device-width, initial-scale=1"))
         .child(Element::new("meta").attr("name", "color-scheme").attr("content", "light dark"))
         .child(Element::new("link").attr("rel", "icon").attr("href", "data:,"))
         .child(Element::new("title").text(title))
-        .child(Element::style(&[STYLE, chart::STYLE]));
+        .child(Element::style(styles))
+}
+
+/// A whole HTML document with `title` and the parts of its body.
+pub fn html(title: &str, body: impl IntoIterator<Item = Element>) -> String {
+    let head = head(title, POLICY, &[STYLE, chart::STYLE]);
     let body = Element::new("body").child(Element::new("main").children(body));
     format!("<!doctype html>\n{}\n", Element::new("html").attr("lang", "en").child(head).child(body))
 }

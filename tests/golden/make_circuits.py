@@ -15,6 +15,8 @@ from transformer_lens.pretrained.weight_conversions import (
     convert_gemma_weights, convert_gpt2_weights, convert_llama_weights)
 from transformers import AutoModelForCausalLM
 
+from hooked import sizes
+
 HERE = pathlib.Path(__file__).parent
 CLEAN = [3, 9, 21, 17, 8, 30, 12, 5]
 CORRUPT = [3, 9, 14, 17, 25, 30, 12, 5]
@@ -50,12 +52,7 @@ def hooked(name, fold):
     model = AutoModelForCausalLM.from_pretrained(HERE / "models" / name, dtype=torch.float32, attn_implementation="eager").eval()
     config = model.config
     convert, axes = FAMILIES[name](config)
-    heads = config.num_attention_heads
-    sizes = dict(
-        d_model=config.hidden_size, n_layers=config.num_hidden_layers, n_heads=heads, d_vocab=config.vocab_size,
-        d_head=getattr(config, "head_dim", None) or config.hidden_size // heads, n_ctx=config.max_position_embeddings,
-        d_mlp=getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    cfg = HookedTransformerConfig(**(sizes | axes), original_architecture=type(model).__name__, dtype=torch.float32, device="cpu", seed=0)
+    cfg = HookedTransformerConfig(**(sizes(config) | axes), original_architecture=type(model).__name__, dtype=torch.float32, device="cpu", seed=0)
     ours = HookedTransformer(cfg)
     state = convert(model, cfg)
     ours.load_and_process_state_dict(

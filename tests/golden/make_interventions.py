@@ -28,6 +28,8 @@ from safetensors.torch import save_file
 from transformer_lens import HookedTransformerConfig
 from transformers import AutoModelForCausalLM
 
+from hooked import sizes
+
 from make_circuits import FAMILIES
 
 HERE = pathlib.Path(__file__).parent
@@ -43,13 +45,8 @@ def configured(name):
     model = AutoModelForCausalLM.from_pretrained(HERE / "models" / name, dtype=torch.float32, attn_implementation="eager").eval()
     config = model.config
     convert, axes = FAMILIES[name](config)
-    heads = config.num_attention_heads
-    sizes = dict(
-        d_model=config.hidden_size, n_layers=config.num_hidden_layers, n_heads=heads, d_vocab=config.vocab_size,
-        d_head=getattr(config, "head_dim", None) or config.hidden_size // heads, n_ctx=config.max_position_embeddings,
-        d_mlp=getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     cfg = HookedTransformerConfig(
-        **(sizes | axes), original_architecture=type(model).__name__, model_name=name, dtype=torch.float32, device="cpu", seed=0)
+        **(sizes(config) | axes), original_architecture=type(model).__name__, model_name=name, dtype=torch.float32, device="cpu", seed=0)
 
     def with_set(transcoders):
         ours = TransformerLensReplacementModel(cfg)

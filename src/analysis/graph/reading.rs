@@ -30,8 +30,8 @@ impl Trust {
 /// How far `graph` is to be trusted, and why, in a few sentences.
 ///
 /// Bounds: a replacement score below 1/2 says that errors, which have no meaning, weigh more than tokens; above 3/4 they
-/// are a minor part. A correlation of measured effects below 0.9 under frozen attention and norms, where the graph is
-/// exact but for features that switch on or off, is a sign that something is wrong with it.
+/// are a minor part. Under frozen attention and norms the graph is exact but for features that switch on or off: a
+/// correlation of measured effects below 0.9 says that several do, below 0.6 that they decide the outcome.
 pub fn trust(graph: &Graph) -> (Trust, String) {
     let scores = graph.overall_scores();
     let (by_score, what) = match scores.replacement {
@@ -62,6 +62,7 @@ fn verified(found: &Verification) -> (Trust, String) {
     let effects = found.effects;
     let frozen = found.frozen_correlation.map(|r| match r {
         r if r >= 0.9 => (Trust::Good, format!("as it predicts (r = {}", correlation(r))),
+        r if r >= 0.6 => (Trust::Part, format!("only roughly as it predicts (r = {}", correlation(r))),
         r => (Trust::Low, format!("otherwise than it predicts (r = {}", correlation(r))),
     });
     let free = found.free_correlation.map(|r| match r {
@@ -188,6 +189,8 @@ mod tests {
         assert_eq!(check(Some(0.9999), Some(0.9)).0, Trust::Good);
         let (found, words) = check(Some(0.99991), Some(0.5));
         assert!(found == Trust::Part && words.contains("0.9999") && words.contains("roughly"), "{words}");
+        let (found, words) = check(Some(0.88), Some(0.9));
+        assert!(found == Trust::Part && words.contains("only roughly as it predicts"), "{words}");
         assert_eq!(check(Some(0.3), Some(0.9)).0, Trust::Low);
         assert_eq!(check(None, Some(0.1)).0, Trust::Low);
         assert_eq!(check(None, None).0, Trust::Good);

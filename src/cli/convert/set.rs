@@ -6,12 +6,13 @@ use serde::Serialize;
 
 use crate::base::artifact::InputRecord;
 use crate::base::{Artifact, Error, Result, RunRecord};
-use crate::dictionary::{SetConfig, SetKind, TranscoderSet};
+use crate::dictionary::TranscoderSet;
 use crate::interop::{self, Format, OpenedSet, SetFormat};
 
 use super::super::Outcome;
 use super::super::open;
 use super::super::render::{Table, Ui, thousands};
+use super::super::set_facts::SetFacts;
 use super::TOLERANCE;
 
 #[derive(Serialize)]
@@ -20,16 +21,8 @@ struct Report<'a> {
     from: Format,
     to: Format,
     out: &'a Path,
-    kind: SetKind,
-    architecture: &'static str,
-    linear_connection: bool,
-    n_layers: usize,
-    d_model: usize,
-    d_transcoder: usize,
-    feature_input_hook: &'static str,
-    feature_output_hook: &'static str,
-    model_name: Option<&'a str>,
-    scan: &'a str,
+    #[serde(flatten)]
+    facts: SetFacts<'a>,
     /// Of what was written, read back, to what was read: the norm of the difference of their reconstructions over the
     /// norm of the one.
     difference: f64,
@@ -44,25 +37,7 @@ pub(super) fn run(reference: &str, to: Format, out: &Path, model_name: Option<&s
         None => set,
     };
     let difference = write(&set, reference, &path, format, out)?;
-    let SetConfig { kind, model_name, input, output, scan, n_layers, d_model, d_transcoder } = set.config();
-    let report = Report {
-        set: reference,
-        from,
-        to,
-        out,
-        kind: *kind,
-        architecture: set.activation(0)?.name(),
-        linear_connection: set.has_skip(),
-        n_layers: *n_layers,
-        d_model: *d_model,
-        d_transcoder: *d_transcoder,
-        feature_input_hook: input.name(),
-        feature_output_hook: output.name(),
-        model_name: model_name.as_deref(),
-        scan,
-        difference,
-        notes,
-    };
+    let report = Report { set: reference, from, to, out, facts: SetFacts::of(&set)?, difference, notes };
     if ui.json() {
         ui.out_json(&report)?;
     } else {
@@ -110,15 +85,15 @@ fn print(report: &Report<'_>, ui: &Ui) -> Result<()> {
     let mut row = |name: &str, value: String| table.row(vec![name.to_owned(), value]);
     row("from", report.from.title().into());
     row("to", report.to.title().into());
-    row("kind", report.kind.title().into());
-    let skip = if report.linear_connection { ", linear connection" } else { "" };
-    row("architecture", format!("{}{skip}", report.architecture));
-    row("layers", report.n_layers.to_string());
-    row("features a layer", thousands(report.d_transcoder as u64));
-    row("width", report.d_model.to_string());
-    row("reads", report.feature_input_hook.into());
-    row("writes to", report.feature_output_hook.into());
-    row("model", report.model_name.unwrap_or("unknown").into());
+    let facts = &report.facts;
+    row("kind", facts.kind.title().into());
+    row("architecture", facts.activation());
+    row("layers", facts.n_layers.to_string());
+    row("features a layer", thousands(facts.d_transcoder as u64));
+    row("width", facts.d_model.to_string());
+    row("reads", facts.feature_input_hook.into());
+    row("writes to", facts.feature_output_hook.into());
+    row("model", facts.model_name.unwrap_or("unknown").into());
     row("reads back", format!("with a difference of {:.1e}", report.difference));
     ui.out(table)?;
     ui.say(format!("wrote {}", report.out.display()));

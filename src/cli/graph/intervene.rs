@@ -16,7 +16,6 @@ use crate::model::generate::{GenerateSettings, generate};
 use super::changed::{Continuation, Report, described, followers, listed};
 use super::changes::{Named, Operation, OperationArgs};
 
-pub(super) const NAME: &str = "intervene";
 pub(super) const ABOUT: &str =
     "Set, scale or ablate transcoder features in a prompt's run, and see what becomes of the answer";
 

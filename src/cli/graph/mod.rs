@@ -11,8 +11,6 @@ mod summary;
 
 use std::time::SystemTime;
 
-use clap::ArgMatches;
-
 use crate::analysis::graph::{About, Graph, LayerIndexes, Traced, VerifySettings, check_prompt, trace, verify};
 use crate::base::{DtypeChoice, Error, Result};
 use crate::data::tokenizer::{BosPolicy, Tokenizer};
@@ -34,51 +32,30 @@ const COARSE_ROW_ERROR: f64 = 0.1;
 const GEMMA_3_TURN: [u32; 4] = [2, 105, 2364, 107];
 
 /// Arguments of `graph`: those of tracing, or a subcommand with its own.
-#[derive(Debug)]
-pub(super) enum Args {
-    Trace(Box<TraceArgs>),
+#[derive(Debug, clap::Args)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    trace: Option<TraceArgs>,
+}
+
+/// What else there is to do with graphs.
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    #[command(about = intervene::ABOUT)]
     Intervene(Box<intervene::Args>),
+    #[command(about = show::ABOUT)]
     Show(show::Args),
 }
 
-impl clap::FromArgMatches for Args {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        match matches.subcommand() {
-            Some((intervene::NAME, matches)) => {
-                intervene::Args::from_arg_matches(matches).map(|args| Self::Intervene(Box::new(args)))
-            }
-            Some((show::NAME, matches)) => show::Args::from_arg_matches(matches).map(Self::Show),
-            _ => TraceArgs::from_arg_matches(matches).map(|args| Self::Trace(Box::new(args))),
-        }
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl clap::Args for Args {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        let intervene = clap::Command::new(intervene::NAME);
-        let show = clap::Command::new(show::NAME).about(show::ABOUT);
-        TraceArgs::augment_args(command)
-            .subcommand(intervene::Args::augment_args(intervene).about(intervene::ABOUT))
-            .subcommand(show::Args::augment_args(show))
-            .args_conflicts_with_subcommands(true)
-            .subcommand_negates_reqs(true)
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
-    match args {
-        Args::Trace(args) => run_trace(*args, common, ui),
-        Args::Intervene(args) => intervene::run(&args, common, ui),
-        Args::Show(args) => show::run(&args, ui),
+    match (args.action, args.trace) {
+        (Some(Action::Intervene(args)), _) => intervene::run(&args, common, ui),
+        (Some(Action::Show(args)), _) => show::run(&args, ui),
+        (None, Some(args)) => run_trace(args, common, ui),
+        (None, None) => Err(Error::flag("--model", "a model", "none", "name one, such as `demo`")),
     }
 }
 

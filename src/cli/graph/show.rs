@@ -11,7 +11,6 @@ use crate::interop::neuronpedia::graph::{GraphFile, Publication, read};
 use super::pictures::PictureArgs;
 use super::summary;
 
-pub(super) const NAME: &str = "show";
 pub(super) const ABOUT: &str = "A saved graph again: on the terminal, as a page, as a picture";
 
 /// Arguments of `graph show`.

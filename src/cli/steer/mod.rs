@@ -11,8 +11,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::ArgMatches;
-
 use crate::analysis::steer::{TranscoderEdits, sweep};
 use crate::analysis::{Intervention, SteerPositions, SteerSettings, steer};
 use crate::base::artifact::write_atomic;
@@ -39,44 +37,27 @@ use self::report::{Line, SweepReport};
 pub(super) const MAX_NORM_KEY: &str = "max_activation_norm";
 
 /// Arguments of `steer`: those of steering, or a subcommand with its own.
-#[derive(Debug)]
-pub(super) enum Args {
-    Steer(Box<SteerArgs>),
+#[derive(Debug, clap::Args)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    steer: Option<SteerArgs>,
+}
+
+/// What else there is to do.
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    #[command(about = vector::ABOUT)]
     Vector(vector::Args),
 }
 
-impl clap::FromArgMatches for Args {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        match matches.subcommand() {
-            Some((vector::NAME, matches)) => vector::Args::from_arg_matches(matches).map(Self::Vector),
-            _ => SteerArgs::from_arg_matches(matches).map(|args| Self::Steer(Box::new(args))),
-        }
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl clap::Args for Args {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        let vector = clap::Command::new(vector::NAME).about(vector::ABOUT);
-        SteerArgs::augment_args(command)
-            .subcommand(vector::Args::augment_args(vector))
-            .args_conflicts_with_subcommands(true)
-            .subcommand_negates_reqs(true)
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
-    match args {
-        Args::Vector(args) => vector::run(&args, common, ui),
-        Args::Steer(args) => Session::open(*args, common, ui)?.run(ui),
+    match (args.action, args.steer) {
+        (Some(Action::Vector(args)), _) => vector::run(&args, common, ui),
+        (None, Some(args)) => Session::open(args, common, ui)?.run(ui),
+        (None, None) => Err(Error::flag("--model", "a model", "none", "name one, such as `demo`")),
     }
 }
 

@@ -18,7 +18,6 @@ use crate::model::{HookPlan, HookPoint};
 use super::args::ChatArgs;
 use super::chat;
 
-pub(super) const NAME: &str = "vector";
 pub(super) const ABOUT: &str =
     "Make a steering vector: the difference between what two sets of prompts leave at a hook point";
 

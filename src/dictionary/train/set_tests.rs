@@ -6,9 +6,9 @@ use std::fs;
 use candle_core::Device;
 use rand::Rng;
 
-use super::tests::StopAfter;
+use super::tests::{Rows, StopAfter};
 use super::*;
-use crate::base::rng::{self, Permutation};
+use crate::base::rng;
 use crate::base::{Artifact, Error, Progress, Result, Silent};
 use crate::dictionary::set::SetKind;
 use crate::dictionary::{Metadata, io};
@@ -19,49 +19,10 @@ use crate::store::RowSource;
 const D: usize = 24;
 const FEATURES: usize = 40;
 
-/// Rows of several hooks in memory, in another order each pass.
-struct Hooks {
-    data: Vec<Vec<f32>>,
-    widths: Vec<usize>,
-    position: u64,
-}
-
-impl RowSource for Hooks {
-    fn widths(&self) -> &[usize] {
-        &self.widths
-    }
-
-    fn rows(&self) -> u64 {
-        (self.data[0].len() / self.widths[0]) as u64
-    }
-
-    fn next_batch(&mut self, n: usize, out: &mut [Vec<f32>]) -> Result<()> {
-        out.iter_mut().for_each(Vec::clear);
-        for _ in 0..n {
-            let (pass, i) = (self.position / self.rows(), self.position % self.rows());
-            let row = Permutation::new(self.rows(), pass, "rows").at(i) as usize;
-            for ((out, data), d) in out.iter_mut().zip(&self.data).zip(&self.widths) {
-                out.extend_from_slice(&data[row * d..(row + 1) * d]);
-            }
-            self.position += 1;
-        }
-        Ok(())
-    }
-
-    fn position(&self) -> u64 {
-        self.position
-    }
-
-    fn seek(&mut self, position: u64) -> Result<()> {
-        self.position = position;
-        Ok(())
-    }
-}
-
 /// Two layers: inputs hold sparse features; each layer's output is a sum of directions of its own features, and that of
 /// the second also one of the first layer's, which its own input does not show. Outputs are ten times as large, with a
 /// mean, and a linear image of the input where `linear`.
-fn world(n: usize, linear: bool) -> Hooks {
+fn world(n: usize, linear: bool) -> Rows {
     let mut random = rng::stream(3, "world");
     let mut directions = |count: usize| -> Vec<Vec<f32>> {
         let row = |_| (0..D).map(|_| random.random_range(-1.0f32..1.0) / 2.5).collect();
@@ -91,7 +52,7 @@ fn world(n: usize, linear: bool) -> Hooks {
         }
         data.iter_mut().zip(rows).for_each(|(data, row)| data.extend(row));
     }
-    Hooks { data, widths: vec![D; 4], position: 0 }
+    Rows { data, widths: vec![D; 4], position: 0 }
 }
 
 fn settings(arch: TrainArchitecture) -> TrainSettings {
@@ -113,19 +74,19 @@ fn of(hook: &str, out: &str) -> Metadata {
     metadata
 }
 
-fn run(source: &mut Hooks, each: &TrainSettings, cross_layer: bool, out: &Artifact) -> Result<Vec<TrainedLayer>> {
+fn run(source: &mut Rows, each: &TrainSettings, cross_layer: bool, out: &Artifact) -> Result<Vec<TrainedLayer>> {
     run_with(source, each, cross_layer, out, &Silent)
 }
 
 fn run_with(
-    source: &mut Hooks,
+    source: &mut Rows,
     each: &TrainSettings,
     cross_layer: bool,
     out: &Artifact,
     progress: &dyn Progress,
 ) -> Result<Vec<TrainedLayer>> {
     let data = source.data.iter().map(|data| data[..1000 * D].to_vec()).collect();
-    let mut heldout = Hooks { data, widths: source.widths.clone(), position: 0 };
+    let mut heldout = Rows { data, widths: source.widths.clone(), position: 0 };
     let member = |layer: usize| Member {
         name: format!("layer_{layer}"),
         hook: 2 * layer,

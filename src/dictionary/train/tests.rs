@@ -14,29 +14,30 @@ use crate::ops::gemm::tests::with_threads;
 use crate::ops::{dot, squared_norm};
 use crate::store::RowSource;
 
-/// Rows in memory, in another order each pass.
-struct Rows {
-    data: Vec<f32>,
-    width: [usize; 1],
-    position: u64,
+/// Rows of several hooks in memory, in another order each pass.
+pub(super) struct Rows {
+    pub(super) data: Vec<Vec<f32>>,
+    pub(super) widths: Vec<usize>,
+    pub(super) position: u64,
 }
 
 impl RowSource for Rows {
     fn widths(&self) -> &[usize] {
-        &self.width
+        &self.widths
     }
 
     fn rows(&self) -> u64 {
-        (self.data.len() / self.width[0]) as u64
+        (self.data[0].len() / self.widths[0]) as u64
     }
 
     fn next_batch(&mut self, n: usize, out: &mut [Vec<f32>]) -> Result<()> {
-        let out = &mut out[0];
-        out.clear();
+        out.iter_mut().for_each(Vec::clear);
         for _ in 0..n {
             let (pass, i) = (self.position / self.rows(), self.position % self.rows());
             let row = Permutation::new(self.rows(), pass, "rows").at(i) as usize;
-            out.extend_from_slice(&self.data[row * self.width[0]..][..self.width[0]]);
+            for ((out, data), d) in out.iter_mut().zip(&self.data).zip(&self.widths) {
+                out.extend_from_slice(&data[row * d..(row + 1) * d]);
+            }
             self.position += 1;
         }
         Ok(())
@@ -71,11 +72,16 @@ fn superposition(d: usize, f: usize, n: usize) -> (Vec<f32>, Rows) {
             }
         }
     }
-    (directions, Rows { data, width: [d], position: 0 })
+    (directions, Rows { data: vec![data], widths: vec![d], position: 0 })
+}
+
+fn held_out(source: &Rows) -> Rows {
+    let data = source.data[0][..300 * source.widths[0]].to_vec();
+    Rows { data: vec![data], widths: source.widths.clone(), position: 0 }
 }
 
 fn run(source: &mut Rows, settings: &TrainSettings, out: &Artifact, progress: &dyn Progress) -> Result<TrainSummary> {
-    let mut heldout = Rows { data: source.data[..300 * source.width[0]].to_vec(), width: source.width, position: 0 };
+    let mut heldout = held_out(source);
     let metadata = Metadata { hook_name: Some("blocks.0.hook_resid_post".into()), ..Metadata::default() };
     let heldout = Some(&mut heldout as &mut dyn RowSource);
     train(TrainRun { source, heldout, settings, metadata, device: &Device::Cpu, out, progress })
@@ -270,7 +276,7 @@ fn run_sweep(
     out: &Artifact,
     progress: &dyn Progress,
 ) -> Result<Vec<MemberEnd>> {
-    let mut heldout = Rows { data: source.data[..300 * source.width[0]].to_vec(), width: source.width, position: 0 };
+    let mut heldout = held_out(source);
     let heldout = Some(&mut heldout as &mut dyn RowSource);
     train_sweep(SweepRun { source, heldout, members, device: &Device::Cpu, out, progress })
 }

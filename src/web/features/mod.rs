@@ -10,40 +10,36 @@
 //! c0 c1 c2 …                   64 features each: tables, and activations of every token of their examples
 //! ```
 
-use std::io::Write;
 use std::path::Path;
-
-use sha2::{Digest, Sha256};
 
 use crate::analysis::feature::{FeatureRecord, IndexHeader};
 use crate::base::artifact::write_atomic_with;
 use crate::base::{Progress, Result};
 
-use super::block;
-use super::markup::Element;
+use super::application::Application;
 
 mod build;
 mod tables;
 mod text;
 
-use block::base64;
-use build::Blocks;
 pub use build::PageSettings;
 
-const STYLE: &str = concat!(include_str!("../theme.css"), include_str!("features.css"));
-const BODY: &str = include_str!("page.html");
-const SCRIPT: &str = concat!(
-    "\"use strict\";(()=>{\n",
-    include_str!("../blocks.js"),
-    include_str!("../dom.js"),
-    include_str!("data.js"),
-    include_str!("search.js"),
-    include_str!("list.js"),
-    include_str!("feature.js"),
-    include_str!("examples.js"),
-    include_str!("main.js"),
-    "})();\n"
-);
+const PAGE: Application = Application {
+    style: concat!(include_str!("../theme.css"), include_str!("features.css")),
+    body: include_str!("page.html"),
+    script: concat!(
+        "\"use strict\";(()=>{\n",
+        include_str!("../blocks.js"),
+        include_str!("../dom.js"),
+        include_str!("data.js"),
+        include_str!("search.js"),
+        include_str!("list.js"),
+        include_str!("feature.js"),
+        include_str!("examples.js"),
+        include_str!("main.js"),
+        "})();\n"
+    ),
+};
 
 /// Writes the page about `d_sae` features, which `record` reads one by one, into the file `path`.
 ///
@@ -57,34 +53,9 @@ pub fn write(
     progress: &dyn Progress,
 ) -> Result<()> {
     let blocks = build::build(header, record, settings, progress)?;
-    write_atomic_with(path, |file| page(&mut std::io::BufWriter::new(file), &blocks))
-}
-
-/// The document. Blocks that the list needs stand before the script, so that it works while the rest is being read.
-fn page(out: &mut impl Write, blocks: &Blocks) -> std::io::Result<()> {
-    // The browser runs this script and no other, and refuses every request.
-    let policy = format!(
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{}'",
-        base64(&Sha256::digest(SCRIPT.as_bytes()))
-    );
-    let head = Element::new("head")
-        .child(Element::new("meta").attr("charset", "utf-8"))
-        .child(Element::new("meta").attr("http-equiv", "Content-Security-Policy").attr("content", policy))
-        .child(Element::new("meta").attr("name", "viewport").attr("content", "width=device-width, initial-scale=1"))
-        .child(Element::new("meta").attr("name", "color-scheme").attr("content", "light dark"))
-        .child(Element::new("link").attr("rel", "icon").attr("href", "data:,"))
-        .child(Element::new("title").text(&blocks.title))
-        .child(Element::style(&[STYLE]));
-    write!(out, "<!doctype html>\n<html lang=\"en\">{head}\n{BODY}")?;
-    for (name, data) in &blocks.first {
-        block::write(out, name, data)?;
-    }
-    writeln!(out, "<script>{SCRIPT}</script>")?;
-    for (number, data) in blocks.chunks.iter().enumerate() {
-        block::write(out, &format!("c{number}"), data)?;
-    }
-    out.write_all(b"</body></html>\n")?;
-    out.flush()
+    let first = blocks.first.iter().map(|(name, data)| (name, data.as_slice()));
+    let chunks = blocks.chunks.iter().enumerate().map(|(number, data)| (format!("c{number}"), data.as_slice()));
+    write_atomic_with(path, |file| PAGE.write(&mut std::io::BufWriter::new(file), &blocks.title, first, chunks))
 }
 
 #[cfg(test)]
@@ -132,6 +103,6 @@ mod tests {
 
     #[test]
     fn the_script_cannot_end_early() {
-        assert!(!SCRIPT.contains("</script") && !SCRIPT.contains("<!--"));
+        assert!(!PAGE.script.contains("</script") && !PAGE.script.contains("<!--"));
     }
 }

@@ -8,42 +8,39 @@
 //! f0 f1 …   features of the graph's nodes, from feature indexes, some to a block
 //! ```
 
-use std::io::Write;
 use std::path::Path;
-
-use sha2::{Digest, Sha256};
 
 use crate::analysis::graph::LayerIndexes;
 use crate::base::Result;
 use crate::base::artifact::write_atomic_with;
 use crate::interop::neuronpedia::graph::Publication;
 
-use super::block;
-use super::markup::Element;
+use super::application::Application;
 
 mod build;
 mod dot;
 mod picture;
 mod svg;
 
-use build::Blocks;
 pub use dot::dot;
 pub use svg::svg;
 
-const STYLE: &str = concat!(include_str!("../theme.css"), include_str!("graph.css"));
-const BODY: &str = include_str!("page.html");
-const SCRIPT: &str = concat!(
-    "\"use strict\";(()=>{\n",
-    include_str!("../blocks.js"),
-    include_str!("../dom.js"),
-    include_str!("model.js"),
-    include_str!("grid.js"),
-    include_str!("panel.js"),
-    include_str!("overview.js"),
-    include_str!("subgraph.js"),
-    include_str!("main.js"),
-    "})();\n"
-);
+const PAGE: Application = Application {
+    style: concat!(include_str!("../theme.css"), include_str!("graph.css")),
+    body: include_str!("page.html"),
+    script: concat!(
+        "\"use strict\";(()=>{\n",
+        include_str!("../blocks.js"),
+        include_str!("../dom.js"),
+        include_str!("model.js"),
+        include_str!("grid.js"),
+        include_str!("panel.js"),
+        include_str!("overview.js"),
+        include_str!("subgraph.js"),
+        include_str!("main.js"),
+        "})();\n"
+    ),
+};
 
 /// Writes the page about a graph into the file `path`. Features of layers that `indexes` has come with their examples
 /// and tokens.
@@ -52,30 +49,10 @@ const SCRIPT: &str = concat!(
 /// `Io` when it cannot be written, `Unsupported` for a graph that no file can hold, and whatever reading an index gives.
 pub fn write(path: &Path, publication: &Publication<'_>, indexes: &LayerIndexes) -> Result<()> {
     let blocks = build::build(publication, indexes)?;
-    write_atomic_with(path, |file| page(&mut std::io::BufWriter::new(file), &blocks))
-}
-
-fn page(out: &mut impl Write, blocks: &Blocks) -> std::io::Result<()> {
-    // The browser runs this script and no other, and refuses every request.
-    let policy = format!(
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{}'",
-        block::base64(&Sha256::digest(SCRIPT.as_bytes()))
-    );
-    let head = Element::new("head")
-        .child(Element::new("meta").attr("charset", "utf-8"))
-        .child(Element::new("meta").attr("http-equiv", "Content-Security-Policy").attr("content", policy))
-        .child(Element::new("meta").attr("name", "viewport").attr("content", "width=device-width, initial-scale=1"))
-        .child(Element::new("meta").attr("name", "color-scheme").attr("content", "light dark"))
-        .child(Element::new("link").attr("rel", "icon").attr("href", "data:,"))
-        .child(Element::new("title").text(&blocks.title))
-        .child(Element::style(&[STYLE]));
-    write!(out, "<!doctype html>\n<html lang=\"en\">{head}\n{BODY}")?;
-    for (name, data) in &blocks.data {
-        block::write(out, name, data)?;
-    }
-    writeln!(out, "<script>{SCRIPT}</script>")?;
-    out.write_all(b"</body></html>\n")?;
-    out.flush()
+    let data = blocks.data.iter().map(|(name, data)| (name, data.as_slice()));
+    write_atomic_with(path, |file| {
+        PAGE.write(&mut std::io::BufWriter::new(file), &blocks.title, data, std::iter::empty::<(&str, _)>())
+    })
 }
 
 #[cfg(test)]
@@ -105,6 +82,6 @@ mod tests {
 
     #[test]
     fn the_script_cannot_end_early() {
-        assert!(!SCRIPT.contains("</script") && !SCRIPT.contains("<!--"));
+        assert!(!PAGE.script.contains("</script") && !PAGE.script.contains("<!--"));
     }
 }
