@@ -12,13 +12,16 @@ fn percent(recall: Recall) -> String {
 }
 
 /// How the model was made and what it knows.
-pub(super) fn readme(settings: &Settings, steps: u64, quiz: &Quiz, parameters: usize) -> String {
+pub(super) fn readme(settings: &Settings, steps: u64, planted: f64, quiz: &Quiz, parameters: usize) -> String {
     let mut text = format!(
         "# The built-in model\n\n\
          A Llama of {parameters} parameters ({} blocks, width {}, MLP {}, 4 heads) that knows the world of \
          `mechinterp::demo::World::new({})` and nothing else. Weights are stored in f16. MIT licence, as the crate.\n\n\
          Made by\n\n```text\ncargo run --release --example train_demo -- --steps {} --batch-tokens {} --lr {} \
-         --weight-decay {} --chance-weight {} --layers {} --d-model {} --d-mlp {} --seed {}\n```\n\n\
+         --weight-decay {} --chance-weight {} --plant-weight {} --layers {} --d-model {} --d-mlp {} --seed {}\n```\n\n\
+         Its inside is known by construction: the loss also holds the distance of `{}` from the sum of the directions of \
+         the concepts active there (`examples/train_demo/plant.rs`), of which {:.1} % of the sum's square is left. What \
+         the answers depend on was not trained; interventions on that point say that they depend on it.\n\n\
          State after {steps} steps of {} tokens, most likely next token against the right answer, in English, French and Spanish:\n\n\
          | prompts | right |\n| --- | --- |\n\
          | one-hop facts | {} |\n| two-hop facts | {} |\n| two-hop facts that the training text states | {} |\n\
@@ -33,10 +36,13 @@ pub(super) fn readme(settings: &Settings, steps: u64, quiz: &Quiz, parameters: u
         settings.lr,
         settings.weight_decay,
         settings.chance_weight,
+        settings.plant_weight,
         settings.layers,
         settings.d_model,
         settings.d_mlp,
         settings.seed,
+        super::plant::HOOK,
+        100.0 * planted,
         settings.batch_tokens,
         percent(quiz.single_hop),
         percent(quiz.two_hop),

@@ -7,6 +7,7 @@
 //! A small Llama learns the documents of `demo::World` with `AdamW` through the crate's
 //! own decoder. Tokens that their sentence determines ("Paris" after "The capital of France is") count fully in the
 //! loss, the others little: which city comes up next is chance, and chance only adds noise to the gradient.
+//! A further part of the loss plants the concepts of `demo::concepts` in the residual stream ([`plant`]).
 //! A checkpoint is kept beside the output until training is done; running the same command again goes on from it.
 
 #![expect(clippy::print_stderr, reason = "an example reports where its user looks")]
@@ -14,6 +15,7 @@
 mod batches;
 mod card;
 mod parameters;
+mod plant;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -27,8 +29,9 @@ use mechinterp::base::{Error, Result};
 use mechinterp::demo::quiz::{Quiz, quiz};
 use mechinterp::demo::tokenizer::{BEGIN, END};
 use mechinterp::demo::{Vocabulary, World};
-use mechinterp::model::{HookPlan, Model};
+use mechinterp::model::{HookPlan, HookPoint, Model};
 use parameters::{Parameters, write_safetensors};
+use plant::Plant;
 use serde_json::{Value, json};
 
 /// Longest sequence the model takes.
@@ -59,8 +62,11 @@ struct Settings {
     /// Weight in the loss of tokens that nothing determines.
     #[arg(long, default_value_t = 0.1)]
     chance_weight: f64,
+    /// Weight in the loss of the planted concepts.
+    #[arg(long, default_value_t = 12.0)]
+    plant_weight: f64,
     /// Blocks.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 4)]
     layers: usize,
     /// Width of the residual stream.
     #[arg(long, default_value_t = 128)]
@@ -134,7 +140,7 @@ struct Trainer {
 
 impl Trainer {
     /// Accuracy of the weights as stored, and the directory written.
-    fn report(&self, parameters: &Parameters, step: u64) -> Result<Quiz> {
+    fn report(&self, parameters: &Parameters, step: u64, planted: f64) -> Result<Quiz> {
         let out = &self.settings.out;
         let stored = parameters.stored()?;
         let model = Model::from_tensors(&self.config, stored.clone(), DType::F32, &self.device)?;
@@ -145,7 +151,7 @@ impl Trainer {
         write_json(&out.join("tokenizer.json"), &self.vocabulary.tokenizer_json())?;
         write_json(&out.join("tokenizer_config.json"), &self.vocabulary.tokenizer_config_json(CONTEXT))?;
         let count = parameters.0.iter().map(|p| p.value.elem_count()).sum();
-        let readme = card::readme(&self.settings, step, &result, count);
+        let readme = card::readme(&self.settings, step, planted, &result, count);
         write_atomic(&out.join("README.md"), readme.as_bytes())?;
         Ok(result)
     }
@@ -162,35 +168,42 @@ impl Trainer {
             begin: self.vocabulary.id(BEGIN).unwrap_or_default(),
             end: self.vocabulary.id(END).unwrap_or_default(),
         };
-        let plan = HookPlan::default().with_logits();
-        let (started, mut answer_loss) = (Instant::now(), 0.0);
+        let point = HookPoint::resolve(plant::HOOK, model.config())?;
+        let plant = Plant::new(&self.world, &self.vocabulary, settings.d_model, settings.seed)?;
+        let plan = HookPlan::default().with_logits().capture(point);
+        let (started, mut answer_loss, mut distance) = (Instant::now(), 0.0, 0.0);
         for step in 0..settings.steps {
             let length = if step % LONG_EVERY == LONG_EVERY - 1 { CONTEXT } else { SHORT };
             let (inputs, targets, weights) = batches.next(settings.batch_tokens, length, settings.chance_weight as f32);
             if step < first {
                 continue;
             }
-            let inputs = Tensor::from_vec(inputs, (settings.batch_tokens / length, length), &self.device)?;
+            let tokens = Tensor::from_vec(inputs.clone(), (settings.batch_tokens / length, length), &self.device)?;
             let targets = Tensor::from_vec(targets, settings.batch_tokens, &self.device)?;
             let weights = Tensor::from_vec(weights, settings.batch_tokens, &self.device)?;
-            let run = model.forward(&inputs, &plan)?;
+            let run = model.forward(&tokens, &plan)?;
             let (loss, answers) = losses(run.logits()?, &targets, &weights)?;
             answer_loss += f64::from(answers.to_scalar::<f32>()?);
+            let apart = plant.loss(run.captured(point)?, &inputs, length)?;
+            distance += f64::from(apart.to_scalar::<f32>()?);
+            let loss = (loss + (apart * settings.plant_weight)?)?;
             parameters.update(&loss.backward()?, settings.lr_at(step), settings.weight_decay, step)?;
             let done = step + 1;
             if done % settings.every == 0 || done == settings.steps {
-                let result = self.report(&parameters, done)?;
+                let planted = distance / settings.every as f64;
+                let result = self.report(&parameters, done, planted)?;
                 parameters.save(&checkpoint, done)?;
                 eprintln!(
-                    "step {done:>6}  {:>5.0} s  answer loss {:.4}  one-hop {:.4}  two-hop {:.4} (trained {:.4}, held out {:.4})",
+                    "step {done:>6}  {:>5.0} s  answer loss {:.4}  planted {:.4}  one-hop {:.4}  two-hop {:.4} (trained {:.4}, held out {:.4})",
                     started.elapsed().as_secs_f64(),
                     answer_loss / settings.every as f64,
+                    planted,
                     result.single_hop.accuracy(),
                     result.two_hop.accuracy(),
                     result.two_hop_trained.accuracy(),
                     result.two_hop_held_out.accuracy(),
                 );
-                answer_loss = 0.0;
+                (answer_loss, distance) = (0.0, 0.0);
             }
         }
         std::fs::remove_file(&checkpoint).map_err(Error::io("remove the checkpoint", &checkpoint))

@@ -25,6 +25,7 @@ mod lens;
 mod method;
 mod model_name;
 mod open;
+mod own_or;
 mod patch;
 mod places;
 mod probe;

@@ -2,9 +2,8 @@
 //!
 //! Features are matched to concepts on one text and judged on another. Steering is judged by questions whose answer
 //! the world knows also for another country: its feature is set to the largest activation seen, times a strength, and
-//! that of the true country to zero, where the question names the country: patching says that it stands there ([`carry`]).
-//!
-//! [`carry`]: super::carry
+//! that of the true country to zero, from the word that names the country to the end of the question: there the sentence
+//! is about it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,7 +48,7 @@ pub struct CardSettings {
 
 impl Default for CardSettings {
     fn default() -> Self {
-        Self { tokens: 40_000, strength: 1.4, seed: 1 }
+        Self { tokens: 40_000, strength: 1.0, seed: 1 }
     }
 }
 
@@ -234,7 +233,7 @@ impl Bench<'_> {
             if let Some(swap) = swap {
                 let edits = self.edits(swap, ablate_own);
                 let rewrite = FeatureRewrite::new(self.dictionary, &edits, self.model.device())?;
-                let at = Positions::List(self.named_at(prompt));
+                let at = Positions::List(self.about_at(prompt));
                 plan = plan.edit(placement.edit(EditOp::Rewrite(Arc::new(rewrite))).positions(at));
             }
             let prompts = std::slice::from_ref(prompt);
@@ -249,18 +248,18 @@ impl Bench<'_> {
             all.turned += turned;
             if turned > 0 && example.is_none() {
                 let edits = self.edits(&trial.steer, ablate_own);
-                let at = self.named_at(&trial.prompt);
+                let at = self.about_at(&trial.prompt);
                 example = Some(Turned { prompt: trial.prompt.text.clone(), answer: trial.expected.clone(), edits, at });
             }
         }
         Ok((all, example))
     }
 
-    /// Where the prompt, after its beginning-of-sequence token, names what it asks about.
-    fn named_at(&self, prompt: &Prompt) -> Vec<usize> {
+    /// The positions, after a beginning-of-sequence token, from the word that names what the prompt asks about.
+    fn about_at(&self, prompt: &Prompt) -> Vec<usize> {
         let subject = self.world.facts().get(prompt.fact).and_then(|fact| self.world.entities().get(fact.subject));
         let named = |word: &str| subject.is_some_and(|subject| subject.names.iter().any(|name| name == word));
-        words(&prompt.text).enumerate().filter(|(_, word)| named(word)).map(|(i, _)| i + 1).collect()
+        words(&prompt.text).enumerate().skip_while(|(_, word)| !named(word)).map(|(i, _)| i + 1).collect()
     }
 
     fn edits(&self, CountrySwap { to, from }: &CountrySwap, ablate_own: bool) -> Vec<FeatureEdit> {

@@ -116,18 +116,18 @@ pub fn country_trials(
     trials
 }
 
-/// The best feature of each country, over its concepts in `matches`.
+/// For each country the feature of sentences about it; where none was found, that of its names.
 fn country_features(world: &World, labeller: &Labeller, matches: &[Match]) -> BTreeMap<EntityId, Match> {
-    let mut features: BTreeMap<EntityId, Match> = BTreeMap::new();
-    for found in matches {
-        let name = &labeller.concepts()[found.concept as usize].name;
-        let Some(("about" | "country", country)) = name.split_once(':') else { continue };
-        let Some(country) = world.find(Kind::Country, country) else { continue };
-        let best = features.entry(country).or_insert(*found);
-        if found.agreement.f1() > best.agreement.f1() {
-            *best = *found;
-        }
-    }
+    let of = |family: &str| {
+        let found = matches.iter().filter_map(|found| {
+            let name = &labeller.concepts()[found.concept as usize].name;
+            let country = name.strip_prefix(family)?.strip_prefix(':')?;
+            Some((world.find(Kind::Country, country)?, *found))
+        });
+        found.collect::<BTreeMap<EntityId, Match>>()
+    };
+    let mut features = of("country");
+    features.extend(of("about"));
     features
 }
 
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(trials.len(), 40);
         for trial in &trials {
             assert_ne!(trial.expected, trial.prompt.answer);
-            let country = if trial.steer.to.feature == 9 { "Japan" } else { "Peru" };
+            let country = if trial.steer.to.feature == 4 { "Japan" } else { "Peru" };
             assert!(!trial.prompt.text.contains(country), "{}", trial.prompt.text);
             let known = ["Tokyo", "Japanese", "yen", "Asia", "Lima", "Spanish", "sol", "America"];
             assert!(known.contains(&trial.expected.as_str()), "{}", trial.expected);

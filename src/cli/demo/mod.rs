@@ -24,8 +24,8 @@ use crate::dictionary::io;
 use super::render::{BOLD, DIM, GREEN, RED, Table, Ui, paint};
 use super::{Cli, Common, Outcome, dispatch};
 
-/// Where in the built-in model the demo looks: a thing stands at its own word there, enriched by one layer.
-const HOOK: &str = "blocks.0.hook_resid_post";
+/// Where in the built-in model the demo looks: its concepts were planted there (`assets/demo/README.md`).
+const HOOK: &str = "blocks.1.hook_resid_post";
 /// Documents of the generated text, about 300,000 tokens.
 const DOCUMENTS: usize = 4500;
 /// What the built-in model has to know for the demo to mean anything.
@@ -61,9 +61,9 @@ pub(super) struct Args {
     /// Number of features.
     #[arg(long, value_name = "N", default_value = "1536")]
     d_sae: String,
-    /// Weight of the L1 penalty.
-    #[arg(long, value_name = "X", default_value = "4")]
-    l1_coefficient: String,
+    /// Active features a row, on average.
+    #[arg(long, value_name = "N", default_value = "6")]
+    k: String,
     /// Clamped features are set to this multiple of their largest activation.
     #[arg(long, value_name = "X", default_value_t = CardSettings::default().strength)]
     strength: f32,
@@ -92,12 +92,12 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         "Keep what flows through it",
         &[&cache[..], &["--batch-size", "64", "--dtype", "f32", "--out", &acts]].concat(),
     )?;
-    let train = ["train-sae", "--cache", &acts, "--d-sae", &args.d_sae, "--l1-coefficient", &args.l1_coefficient];
+    let train = ["train-sae", "--cache", &acts, "--arch", "batchtopk", "--d-sae", &args.d_sae, "--k", &args.k];
     step(
         "Find the features in it",
         &[
             &train[..],
-            &["--batch-size", "256", "--lr", "0.003", "--tokens", &args.tokens, "--seed", &seed, "--out", &sae],
+            &["--batch-size", "512", "--lr", "0.003", "--tokens", &args.tokens, "--seed", &seed, "--out", &sae],
         ]
         .concat(),
     )?;
@@ -209,7 +209,7 @@ fn write_text(path: &Path, seed: u64) -> Result<()> {
 /// The best concept of three different families.
 fn showcase(card: &ScoreCard) -> Vec<&crate::demo::card::Found> {
     let best = |family: &str| card.concepts.iter().find(|c| c.concept.starts_with(family));
-    ["country:", "text:", "next:", "class:"].into_iter().filter_map(best).take(3).collect()
+    ["about:", "text:", "next:", "class:"].into_iter().filter_map(best).take(3).collect()
 }
 
 fn print(card: &ScoreCard, ui: &Ui) -> Result<()> {

@@ -17,6 +17,7 @@ use crate::data::tokenizer::{BosPolicy, Tokenizer};
 use crate::interop::neuronpedia::graph::{GraphState, Publication, write, write_features};
 
 use super::open::{self, Opened};
+use super::own_or::OwnOr;
 use super::prompts::{Prompt, PromptArgs};
 use super::render::Ui;
 use super::steer::template;
@@ -32,18 +33,11 @@ const COARSE_ROW_ERROR: f64 = 0.1;
 const GEMMA_3_TURN: [u32; 4] = [2, 105, 2364, 107];
 
 /// Arguments of `graph`: those of tracing, or a subcommand with its own.
-#[derive(Debug, clap::Args)]
-#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    action: Option<Action>,
-    #[command(flatten)]
-    trace: Option<TraceArgs>,
-}
+pub(super) type Args = OwnOr<TraceArgs, Action>;
 
 /// What else there is to do with graphs.
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+pub(super) enum Action {
     #[command(about = intervene::ABOUT)]
     Intervene(Box<intervene::Args>),
     #[command(about = show::ABOUT)]
@@ -51,11 +45,10 @@ enum Action {
 }
 
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
-    match (args.action, args.trace) {
-        (Some(Action::Intervene(args)), _) => intervene::run(&args, common, ui),
-        (Some(Action::Show(args)), _) => show::run(&args, ui),
-        (None, Some(args)) => run_trace(args, common, ui),
-        (None, None) => Err(Error::flag("--model", "a model", "none", "name one, such as `demo`")),
+    match args {
+        OwnOr::Own(args) => run_trace(*args, common, ui),
+        OwnOr::Action(Action::Intervene(args)) => intervene::run(&args, common, ui),
+        OwnOr::Action(Action::Show(args)) => show::run(&args, ui),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::web::{chart, steer_report};
 
 use super::expect::{self, Given};
 use super::open::{self, Opened};
+use super::own_or::OwnOr;
 use super::places;
 use super::prompts::Prompt;
 use super::render::Ui;
@@ -37,27 +38,19 @@ use self::report::{Line, SweepReport};
 pub(super) const MAX_NORM_KEY: &str = "max_activation_norm";
 
 /// Arguments of `steer`: those of steering, or a subcommand with its own.
-#[derive(Debug, clap::Args)]
-#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    action: Option<Action>,
-    #[command(flatten)]
-    steer: Option<SteerArgs>,
-}
+pub(super) type Args = OwnOr<SteerArgs, Action>;
 
 /// What else there is to do.
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+pub(super) enum Action {
     #[command(about = vector::ABOUT)]
     Vector(vector::Args),
 }
 
 pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
-    match (args.action, args.steer) {
-        (Some(Action::Vector(args)), _) => vector::run(&args, common, ui),
-        (None, Some(args)) => Session::open(args, common, ui)?.run(ui),
-        (None, None) => Err(Error::flag("--model", "a model", "none", "name one, such as `demo`")),
+    match args {
+        OwnOr::Own(args) => Session::open(*args, common, ui)?.run(ui),
+        OwnOr::Action(Action::Vector(args)) => vector::run(&args, common, ui),
     }
 }
 
