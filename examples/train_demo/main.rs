@@ -168,9 +168,10 @@ impl Trainer {
             begin: self.vocabulary.id(BEGIN).unwrap_or_default(),
             end: self.vocabulary.id(END).unwrap_or_default(),
         };
-        let point = HookPoint::resolve(plant::HOOK, model.config())?;
+        let point = |name| HookPoint::resolve(name, model.config());
+        let (words, sentences) = (point(plant::WORDS)?, point(plant::SENTENCES)?);
         let plant = Plant::new(&self.world, &self.vocabulary, settings.d_model, settings.seed)?;
-        let plan = HookPlan::default().with_logits().capture(point);
+        let plan = HookPlan::default().with_logits().capture(words).capture(sentences);
         let (started, mut answer_loss, mut distance) = (Instant::now(), 0.0, 0.0);
         for step in 0..settings.steps {
             let length = if step % LONG_EVERY == LONG_EVERY - 1 { CONTEXT } else { SHORT };
@@ -184,9 +185,10 @@ impl Trainer {
             let run = model.forward(&tokens, &plan)?;
             let (loss, answers) = losses(run.logits()?, &targets, &weights)?;
             answer_loss += f64::from(answers.to_scalar::<f32>()?);
-            let apart = plant.loss(run.captured(point)?, &inputs, length)?;
+            let of_words = plant.of_words(run.captured(words)?, &inputs)?;
+            let apart = plant.of_sentences(run.captured(sentences)?, &inputs, length)?;
             distance += f64::from(apart.to_scalar::<f32>()?);
-            let loss = (loss + (apart * settings.plant_weight)?)?;
+            let loss = (loss + ((of_words + apart)? * settings.plant_weight)?)?;
             parameters.update(&loss.backward()?, settings.lr_at(step), settings.weight_decay, step)?;
             let done = step + 1;
             if done % settings.every == 0 || done == settings.steps {

@@ -1,26 +1,28 @@
 //! Concepts planted in the residual stream, so that the inside of the built-in model is known.
 //!
 //! ```text
-//! blocks.1.hook_resid_post ≈ Σ direction[concept] over the concepts active there + direction[word]
+//! hook_embed               ≈ Σ direction[concept] over what the word names + direction[word]
+//! blocks.1.hook_resid_post ≈ Σ direction[concept] over the concepts active there + direction[word], if it names nothing
 //! ```
 //!
 //! Trained on next tokens alone, a model this small mixes its concepts, and nobody can say what a dictionary should have
 //! found. So each concept of `demo::concepts` has a direction, and the distance of the stream from the sum of those
-//! active is part of the loss. Words that name nothing have a direction of their own, for the blocks above need them.
+//! active is part of the loss. Words have a direction of their own, for the blocks above need them. What a sentence is
+//! about is not in the embedding: that Marseille lies in France is for the blocks between the two points to work out.
 //! The idea is that of `InterpBench` (Gupta et al. 2024, <https://arxiv.org/abs/2407.14494>): a model trained to have a
 //! mechanism that is known beforehand. Whether the model's answers then depend on it is for interventions to show.
-
-use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor, Var};
 use mechinterp::base::Result;
 use mechinterp::base::rng::stream;
-use mechinterp::demo::{ConceptKind, Labeller, Vocabulary, World};
+use mechinterp::demo::{ConceptId, ConceptKind, Labeller, Vocabulary, World};
 use rand::Rng;
 
-/// Where the concepts are planted.
-pub(super) const HOOK: &str = "blocks.1.hook_resid_post";
-/// Length of the direction of a word that names nothing.
+/// Where words have what they name.
+pub(super) const WORDS: &str = "hook_embed";
+/// Where positions have what is known there.
+pub(super) const SENTENCES: &str = "blocks.1.hook_resid_post";
+/// Length of the direction of a word.
 const WORD: f32 = 0.7;
 /// Steps and rate of pushing the directions apart.
 const SPREAD: (usize, f64) = (200, 0.05);
@@ -31,47 +33,62 @@ pub(super) struct Plant {
     /// `[concepts + words, d]`.
     directions: Vec<f32>,
     width: usize,
-    /// For each token the direction of its word, if it names nothing.
-    words: Vec<Option<usize>>,
+    /// For each token what its word names.
+    named: Vec<Vec<ConceptId>>,
 }
 
 impl Plant {
     pub(super) fn new(world: &World, vocabulary: &Vocabulary, width: usize, seed: u64) -> Result<Self> {
         let labeller = Labeller::new(world, vocabulary);
-        let concepts = labeller.concepts().len();
-        let names = labeller.concepts().iter().filter(|c| matches!(c.kind, ConceptKind::Entity(_)));
-        let names: BTreeSet<u32> = names.flat_map(|c| &c.words).filter_map(|word| vocabulary.id(word)).collect();
-        let mut used = concepts;
-        let mut word = |token: u32| {
-            let own = !names.contains(&token);
-            used += usize::from(own);
-            own.then(|| used - 1)
-        };
-        let words: Vec<Option<usize>> = (0..vocabulary.len() as u32).map(&mut word).collect();
-        let directions = directions(used, width, seed)?;
-        Ok(Self { labeller, directions, width, words })
-    }
-
-    /// Mean squared distance of the stream, `[batch, length, d]`, from what it should hold, over the mean square of that.
-    pub(super) fn loss(&self, stream: &Tensor, inputs: &[u32], length: usize) -> Result<Tensor> {
-        let mut target = vec![0.0; inputs.len() * self.width];
-        for (row, tokens) in inputs.chunks_exact(length).enumerate() {
-            let labels = self.labeller.label(tokens);
-            for (i, &token) in tokens.iter().enumerate() {
-                let here = &mut target[(row * length + i) * self.width..][..self.width];
-                let mut add = |which: usize, scale: f32| {
-                    let direction = &self.directions[which * self.width..][..self.width];
-                    here.iter_mut().zip(direction).for_each(|(x, d)| *x += scale * d);
-                };
-                labels.at(i).iter().for_each(|&concept| add(concept as usize, 1.0));
-                if let Some(word) = self.words[token as usize] {
-                    add(word, WORD);
-                }
+        let mut named = vec![Vec::new(); vocabulary.len()];
+        for (id, concept) in (0..).zip(labeller.concepts()) {
+            let by_word = matches!(concept.kind, ConceptKind::Entity(_) | ConceptKind::Class | ConceptKind::Relation);
+            for token in concept.words.iter().filter(|_| by_word).filter_map(|word| vocabulary.id(word)) {
+                named[token as usize].push(id);
             }
         }
-        let shape = (inputs.len(), self.width);
-        let target = Tensor::from_vec(target, shape, stream.device())?;
-        let distance = (stream.reshape(shape)? - &target)?.sqr()?;
+        let directions = directions(labeller.concepts().len() + vocabulary.len(), width, seed)?;
+        Ok(Self { labeller, directions, width, named })
+    }
+
+    /// How far the embedding, `[batch, length, d]`, is from what words name.
+    pub(super) fn of_words(&self, stream: &Tensor, inputs: &[u32]) -> Result<Tensor> {
+        let mut target = Vec::with_capacity(inputs.len() * self.width);
+        for &token in inputs {
+            target.extend(self.sum(&self.named[token as usize], Some(token)));
+        }
+        self.distance(stream, target)
+    }
+
+    /// How far the stream, `[batch, length, d]`, is from what is known at each position.
+    pub(super) fn of_sentences(&self, stream: &Tensor, inputs: &[u32], length: usize) -> Result<Tensor> {
+        let mut target = Vec::with_capacity(inputs.len() * self.width);
+        for tokens in inputs.chunks_exact(length) {
+            let labels = self.labeller.label(tokens);
+            for (i, &token) in tokens.iter().enumerate() {
+                let names = self.named[token as usize].iter().map(|&id| &self.labeller.concepts()[id as usize]);
+                let nothing = names.into_iter().all(|concept| concept.kind == ConceptKind::Relation);
+                target.extend(self.sum(labels.at(i), nothing.then_some(token)));
+            }
+        }
+        self.distance(stream, target)
+    }
+
+    /// The sum of directions, `[d]`.
+    fn sum(&self, concepts: &[ConceptId], word: Option<u32>) -> Vec<f32> {
+        let word = word.map(|token| (self.labeller.concepts().len() + token as usize, WORD));
+        let mut sum = vec![0.0; self.width];
+        for (which, scale) in concepts.iter().map(|&concept| (concept as usize, 1.0)).chain(word) {
+            let direction = &self.directions[which * self.width..][..self.width];
+            sum.iter_mut().zip(direction).for_each(|(x, d)| *x += scale * d);
+        }
+        sum
+    }
+
+    /// Mean squared distance over the mean square of the target.
+    fn distance(&self, stream: &Tensor, target: Vec<f32>) -> Result<Tensor> {
+        let target = Tensor::from_vec(target, ((), self.width), stream.device())?;
+        let distance = (stream.reshape(target.shape())? - &target)?.sqr()?;
         Ok((distance.sum_all()? / target.sqr()?.sum_all()?)?)
     }
 }

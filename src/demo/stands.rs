@@ -1,9 +1,12 @@
 //! Which thing of the world a transcoder's feature stands for.
 //!
 //! A feature stands for a country when most of its activation falls where the sentence has named that country or a city
-//! in it, and no single word accounts for nearly all of that: a feature of the word "Marseille" fires in sentences about
-//! France only, and stands for Marseille. A person or an animal has its own names alone, so that the second condition
-//! is left out.
+//! in it, and
+//!
+//! - no single word accounts for nearly all of that: a feature of the word "Marseille" fires in sentences about France
+//!   only, and stands for Marseille. (A person or an animal has its own names alone, so that this is left out for them.)
+//! - no single thing comes next nearly always: a feature that fires where "Paris" follows stands for the answer, and not
+//!   for the country that it was found by.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,6 +24,8 @@ use super::world::World;
 const SHARE: f64 = 0.5;
 /// The largest share of that which one word may have, for things of several words.
 const ONE_WORD: f64 = 0.8;
+/// The largest share of it that may lie where one thing is named next.
+const ONE_ANSWER: f64 = 0.8;
 /// Positions below which a feature's activation says nothing.
 const LEAST_FIRINGS: u32 = 5;
 /// Length of the sequences that the text is cut into, and sequences run at once.
@@ -54,14 +59,14 @@ impl Stands {
         let mut masses: HashMap<(usize, u32), Mass> = HashMap::new();
         for batch in text.chunks_exact(CONTEXT).collect::<Vec<_>>().chunks(BATCH) {
             let run = model.forward(&model.tokens(batch)?, &plan)?;
-            let topics: Vec<Topics> = batch.iter().flat_map(|sequence| triggers.read(sequence)).collect();
+            let places: Vec<Place> = batch.iter().flat_map(|sequence| triggers.read(sequence)).collect();
             for layer in 0..config.n_layers {
                 let rows = run.captured(input(layer))?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
                 let codes = set.encode(layer, &rows)?;
-                for (row, topics) in topics.iter().enumerate().take(codes.rows()) {
+                for (row, place) in places.iter().enumerate().take(codes.rows()) {
                     let (features, values) = codes.row(row);
                     for (&feature, &value) in features.iter().zip(values) {
-                        masses.entry((layer, feature)).or_default().add(f64::from(value), topics);
+                        masses.entry((layer, feature)).or_default().add(f64::from(value), place);
                     }
                 }
             }
@@ -98,12 +103,20 @@ fn text(world: &World, vocabulary: &Vocabulary, tokens: usize, seed: u64) -> Vec
     text
 }
 
-/// What a sentence has named so far: for each kind the last thing, and the word that named it.
-type Topics = Vec<(EntityId, u32)>;
+/// A position of a text.
+#[derive(Debug, Clone, Default)]
+struct Place {
+    /// What the sentence has named so far: for each kind the last thing, and the word that named it.
+    topics: Vec<(EntityId, u32)>,
+    /// What the next word names.
+    next: Vec<EntityId>,
+}
 
 /// Which things each word names or implies.
 struct Triggers {
+    /// Countries also by what lies in them.
     of: Vec<Vec<EntityId>>,
+    named: Vec<Vec<EntityId>>,
     ends: Vec<bool>,
     kinds: Vec<Kind>,
 }
@@ -111,6 +124,7 @@ struct Triggers {
 impl Triggers {
     fn new(world: &World, vocabulary: &Vocabulary) -> Self {
         let mut of = vec![Vec::new(); vocabulary.len()];
+        let mut named = of.clone();
         for (id, entity) in world.entities().iter().enumerate() {
             let meant = match entity.kind {
                 Kind::Person | Kind::Animal | Kind::Adjective => Some(id),
@@ -118,6 +132,9 @@ impl Triggers {
             };
             for token in entity.names.iter().filter_map(|name| vocabulary.id(name)) {
                 of[token as usize].extend(meant);
+                if !named[token as usize].contains(&id) {
+                    named[token as usize].push(id);
+                }
             }
         }
         for things in &mut of {
@@ -125,23 +142,24 @@ impl Triggers {
             things.dedup();
         }
         let ends = vocabulary.words().iter().map(|word| word == "." || word.starts_with('<')).collect();
-        Self { of, ends, kinds: world.entities().iter().map(|entity| entity.kind).collect() }
+        Self { of, named, ends, kinds: world.entities().iter().map(|entity| entity.kind).collect() }
     }
 
-    fn read(&self, sequence: &[u32]) -> Vec<Topics> {
-        let mut topics = Topics::new();
-        let read = |&token: &u32| {
+    fn read(&self, sequence: &[u32]) -> Vec<Place> {
+        let mut topics: Vec<(EntityId, u32)> = Vec::new();
+        let read = |(i, &token): (usize, &u32)| {
             for &thing in self.of.get(token as usize).into_iter().flatten() {
                 topics.retain(|(other, _)| self.kinds[*other] != self.kinds[thing]);
                 topics.push((thing, token));
             }
-            let here = topics.clone();
+            let next = sequence.get(i + 1).and_then(|&next| self.named.get(next as usize)).cloned();
+            let here = Place { topics: topics.clone(), next: next.unwrap_or_default() };
             if self.ends.get(token as usize).is_some_and(|ends| *ends) {
                 topics.clear();
             }
             here
         };
-        sequence.iter().map(read).collect()
+        sequence.iter().enumerate().map(read).collect()
     }
 }
 
@@ -151,14 +169,18 @@ struct Mass {
     all: f64,
     firings: u32,
     by_word: BTreeMap<(EntityId, u32), f64>,
+    by_next: BTreeMap<EntityId, f64>,
 }
 
 impl Mass {
-    fn add(&mut self, value: f64, topics: &Topics) {
+    fn add(&mut self, value: f64, place: &Place) {
         self.all += value;
         self.firings += 1;
-        for topic in topics {
+        for topic in &place.topics {
             *self.by_word.entry(*topic).or_default() += value;
+        }
+        for thing in &place.next {
+            *self.by_next.entry(*thing).or_default() += value;
         }
     }
 
@@ -171,7 +193,11 @@ impl Mass {
         }
         let (thing, (sum, most)) = by_thing.into_iter().max_by(|a, b| a.1.0.total_cmp(&b.1.0))?;
         let several = world.entities()[thing].kind == Kind::Country;
-        let stands = self.firings >= LEAST_FIRINGS && sum >= SHARE * self.all && !(several && most > ONE_WORD * sum);
+        let next = self.by_next.values().copied().fold(0.0, f64::max);
+        let stands = self.firings >= LEAST_FIRINGS
+            && sum >= SHARE * self.all
+            && !(several && most > ONE_WORD * sum)
+            && next <= ONE_ANSWER * self.all;
         stands.then_some(thing)
     }
 }
@@ -180,22 +206,34 @@ impl Mass {
 mod tests {
     use super::*;
 
-    fn mass(world: &World, parts: &[(&str, u32, f64)], elsewhere: f64) -> Option<EntityId> {
-        let mut mass = Mass { all: elsewhere, firings: 9, by_word: BTreeMap::new() };
-        for (name, word, value) in parts {
-            mass.add(*value, &vec![(world.find(Kind::Country, name).unwrap(), *word)]);
+    /// What a feature stands for that is active in sentences about countries, by which words, with what next, how much.
+    fn stands(world: &World, parts: &[(&str, u32, Option<&str>, f64)], elsewhere: f64) -> Option<EntityId> {
+        let mut mass = Mass { all: elsewhere, firings: 9, ..Mass::default() };
+        for (name, word, next, value) in parts {
+            let topics = vec![(world.find(Kind::Country, name).unwrap(), *word)];
+            let next = next.map(|next| world.find(Kind::City, next).unwrap()).into_iter().collect();
+            mass.add(*value, &Place { topics, next });
         }
         mass.stands_for(world)
     }
 
     #[test]
-    fn a_country_has_most_of_the_activation_and_more_than_one_word() {
+    fn a_country_has_most_of_the_activation_and_more_than_one_word_and_answer() {
         let world = World::new(3);
         let france = world.find(Kind::Country, "France");
-        assert_eq!(mass(&world, &[("France", 1, 3.0), ("France", 2, 2.0)], 1.0), france);
-        assert_eq!(mass(&world, &[("France", 1, 3.0), ("France", 2, 2.0)], 6.0), None, "more of it is elsewhere");
-        assert_eq!(mass(&world, &[("France", 1, 9.0), ("France", 2, 1.0)], 0.0), None, "one word has nearly all");
-        assert_eq!(mass(&world, &[("Japan", 1, 1.0), ("France", 2, 2.0), ("France", 3, 2.0)], 0.0), france);
+        let of = |parts: &[(&str, u32, f64)], elsewhere| {
+            let parts: Vec<_> = parts.iter().map(|&(name, word, value)| (name, word, None, value)).collect();
+            stands(&world, &parts, elsewhere)
+        };
+        assert_eq!(of(&[("France", 1, 3.0), ("France", 2, 2.0)], 1.0), france);
+        assert_eq!(of(&[("France", 1, 3.0), ("France", 2, 2.0)], 6.0), None, "more of it is elsewhere");
+        assert_eq!(of(&[("France", 1, 9.0), ("France", 2, 1.0)], 0.0), None, "one word has nearly all");
+        assert_eq!(of(&[("Japan", 1, 1.0), ("France", 2, 2.0), ("France", 3, 2.0)], 0.0), france);
+        let paris = Some("Paris");
+        let answer = [("France", 1, paris, 3.0), ("France", 2, paris, 3.0), ("France", 2, None, 1.0)];
+        assert_eq!(stands(&world, &answer, 0.0), None, "it is the answer");
+        let both = [("France", 1, paris, 3.0), ("France", 2, None, 3.0)];
+        assert_eq!(stands(&world, &both, 0.0), france);
     }
 
     #[test]
@@ -206,11 +244,14 @@ mod tests {
         let tokens = vocabulary.encode("The capital of the country where Marseille lies is Paris. The dog is small.");
         let france = world.find(Kind::Country, "France").unwrap();
         let about: Vec<bool> =
-            triggers.read(&tokens).iter().map(|topics| topics.iter().any(|(thing, _)| *thing == france)).collect();
+            triggers.read(&tokens).iter().map(|place| place.topics.iter().any(|(thing, _)| *thing == france)).collect();
         let words: Vec<&str> = tokens.iter().map(|&token| vocabulary.words()[token as usize].as_str()).collect();
         let first = about.iter().position(|about| *about).unwrap();
         assert_eq!(words[first], "Marseille");
         assert_eq!(about.iter().filter(|about| **about).count(), 5);
         assert!(!about[first + 5], "the sentence has ended");
+        let paris = world.find(Kind::City, "Paris").unwrap();
+        let next: Vec<bool> = triggers.read(&tokens).iter().map(|place| place.next.contains(&paris)).collect();
+        assert_eq!(next.iter().position(|next| *next), Some(first + 2));
     }
 }

@@ -87,16 +87,16 @@ fn label_score(label: &str, phrase: &str, terms: &[&str]) -> f32 {
     if share >= 0.5 { share } else { 0.0 }
 }
 
-/// For every token of the text how many tokens before it belong to a match.
+/// For every token of the text whether it belongs to a match, a bit each: all of a corpus' bits stay in the cache.
 struct Matches {
-    before: Vec<u32>,
+    bits: Vec<u64>,
 }
 
 impl Matches {
     /// The tokens of the places where `needle` stands in `text`; `None` where it stands nowhere.
     fn of(needle: &str, text: &[u8], starts: &[usize]) -> Option<Self> {
         let tokens = starts.len().saturating_sub(1);
-        let mut marked = vec![false; tokens];
+        let mut bits = vec![0; tokens.div_ceil(64)];
         let (mut any, mut token) = (false, 0);
         let inside_word = |place: usize| {
             let letter = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
@@ -109,27 +109,27 @@ impl Matches {
             let end = place + needle.len();
             let mut inside = token;
             while inside < tokens && starts[inside] < end {
-                marked[inside] = true;
+                bits[inside / 64] |= 1 << (inside % 64);
                 inside += 1;
             }
         }
-        any.then(|| Self::counted(&marked))
-    }
-
-    fn counted(marked: &[bool]) -> Self {
-        let mut before = Vec::with_capacity(marked.len() + 1);
-        let mut count = 0;
-        before.push(0);
-        for &marked in marked {
-            count += u32::from(marked);
-            before.push(count);
-        }
-        Self { before }
+        any.then_some(Self { bits })
     }
 
     /// Whether a token of `range` belongs to a match.
     fn any(&self, range: std::ops::Range<usize>) -> bool {
-        self.before.get(range.end) > self.before.get(range.start)
+        let Some(last) = range.end.checked_sub(1).filter(|last| range.start <= *last) else { return false };
+        let (from, to) = (range.start / 64, last / 64);
+        (from..=to).any(|i| {
+            let below = if i == from { u64::MAX << (range.start % 64) } else { u64::MAX };
+            let above = if i == to { u64::MAX >> (63 - last % 64) } else { u64::MAX };
+            self.bits.get(i).is_some_and(|bits| bits & below & above != 0)
+        })
+    }
+
+    /// Whether the token belongs to a match.
+    fn has(&self, token: usize) -> bool {
+        self.bits.get(token / 64).is_some_and(|bits| bits >> (token % 64) & 1 == 1)
     }
 }
 
@@ -179,7 +179,7 @@ fn examples(index: &IndexFile, phrase: &str, terms: &[&str], found: &mut [Found]
 fn strength(stored: &Examples<'_>, e: usize, first: usize, matches: &[Matches]) -> Result<f32> {
     let on_words = stored.firings(e)?.filter(|(position, _)| {
         let token = first + *position as usize;
-        matches.iter().any(|matches| matches.any(token..token + 1))
+        matches.iter().any(|matches| matches.has(token))
     });
     Ok(on_words.fold(0f32, |most, (_, value)| most.max(value.abs())))
 }
@@ -246,6 +246,21 @@ mod tests {
         assert!(golden.any(0..6) && !golden.any(3..4) && !golden.any(0..1));
         assert!(Matches::of("gate golden", text, &starts).is_none());
         assert!(Matches::of("gol", text, &starts).is_some() && Matches::of("ate", text, &starts).is_none());
+    }
+
+    #[test]
+    fn bits_answer_for_ranges_as_counting_does() {
+        let marked = |token: usize| token % 67 == 3 || token == 127;
+        let mut bits = vec![0u64; 4];
+        (0..256).filter(|&token| marked(token)).for_each(|token| bits[token / 64] |= 1 << (token % 64));
+        let matches = Matches { bits };
+        for from in 0..256 {
+            assert_eq!(matches.has(from), marked(from));
+            for to in from..=256 {
+                assert_eq!(matches.any(from..to), (from..to).any(marked), "{from}..{to}");
+            }
+        }
+        assert!(!matches.has(256) && !matches.any(250..400));
     }
 
     #[test]
