@@ -19,9 +19,9 @@ pub(super) fn readme(settings: &Settings, steps: u64, planted: f64, quiz: &Quiz,
          `mechinterp::demo::World::new({})` and nothing else. Weights are stored in f16. MIT licence, as the crate.\n\n\
          Made by\n\n```text\ncargo run --release --example train_demo -- --steps {} --batch-tokens {} --lr {} \
          --weight-decay {} --chance-weight {} --plant-weight {} --layers {} --d-model {} --d-mlp {} --seed {}\n```\n\n\
-         Its inside is known by construction: the loss also holds the distance of `{}` from the sum of the directions of \
-         the concepts active there (`examples/train_demo/plant.rs`), of which {:.1} % of the sum's square is left. What \
-         the answers depend on was not trained; interventions on that point say that they depend on it.\n\n\
+         Its inside is known by construction: the loss also holds `{}` near the sum of the directions of what a word \
+         names, and `{}` near that of the concepts active there (`examples/train_demo/plant.rs`); {:.1} % of the latter \
+         sum's square is left. That the answers depend on it was not trained; `mechinterp demo` measures it.\n\n\
          State after {steps} steps of {} tokens, most likely next token against the right answer, in English, French and Spanish:\n\n\
          | prompts | right |\n| --- | --- |\n\
          | one-hop facts | {} |\n| two-hop facts | {} |\n| two-hop facts that the training text states | {} |\n\
@@ -41,6 +41,7 @@ pub(super) fn readme(settings: &Settings, steps: u64, planted: f64, quiz: &Quiz,
         settings.d_model,
         settings.d_mlp,
         settings.seed,
+        super::plant::WORDS,
         super::plant::SENTENCES,
         100.0 * planted,
         settings.batch_tokens,

@@ -25,6 +25,9 @@ use super::world::{Prompt, World};
 
 /// A graph goes through the thing in the middle when at least this share of what reaches the answer does.
 pub const THROUGH: f64 = 0.05;
+/// Features that are put in another's place get this multiple of their activation: what the graph does not show of the
+/// one that was there still speaks for it.
+pub const SWAP_STRENGTH: f32 = 2.0;
 /// Chains whose middle is a country.
 const THROUGH_COUNTRY: [Relation; 4] =
     [Relation::CityCapital, Relation::CityCurrency, Relation::CityLanguage, Relation::CityContinent];
@@ -187,7 +190,7 @@ impl<'a> Tracer<'a> {
             found.turned_without += usize::from(taken.without.turned());
             found.turned_control += usize::from(taken.control.is_some_and(|control| control.turned()));
             if let Some(other) = Self::partner(questions, i) {
-                let changes = graph.swapped(middle, &other.graph, &other.middle);
+                let changes = graph.swapped(middle, &other.graph, &other.middle, SWAP_STRENGTH);
                 found.swapped += 1;
                 found.followed += usize::from(run.answers(&changes, &Hold::Nothing)?.likeliest().1 == other.answer);
             }

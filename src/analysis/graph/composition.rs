@@ -26,12 +26,12 @@ pub struct Composition {
 }
 
 impl Graph {
-    /// Takes `out` away and sets the features `into` of another graph to the activations that they have there. Positions
-    /// are those of each graph, so that its prompt should have the same tokens but for the concept's.
-    pub fn swapped(&self, out: &[usize], other: &Self, into: &[usize]) -> Vec<FeatureChange> {
+    /// Takes `out` away and sets the features `into` of another graph to `strength` times the activations that they have
+    /// there. Positions are those of each graph, so that its prompt should have the same tokens but for the concept's.
+    pub fn swapped(&self, out: &[usize], other: &Self, into: &[usize], strength: f32) -> Vec<FeatureChange> {
         let mut changes: Vec<FeatureChange> = out.iter().filter_map(|&i| self.change(i, FeatureOp::Ablate)).collect();
         changes.extend(into.iter().filter_map(|&i| match other.nodes.get(i)?.kind {
-            NodeKind::Feature { activation, .. } => other.change(i, FeatureOp::Clamp(activation)),
+            NodeKind::Feature { activation, .. } => other.change(i, FeatureOp::Clamp(strength * activation)),
             _ => None,
         }));
         changes
@@ -134,9 +134,9 @@ mod tests {
             |feature, activation| node_at(NodeKind::Feature { layer: 1, feature, activation, label: None }, 3);
         let one = graph_of(vec![feature(5, 2.0), feature(6, 1.0)], &[]);
         let other = graph_of(vec![feature(9, 4.0), node_at(NodeKind::Token { token: 1 }, 0)], &[]);
-        let changes = one.swapped(&[0], &other, &[0, 1]);
+        let changes = one.swapped(&[0], &other, &[0, 1], 1.5);
         let seen: Vec<(u32, FeatureOp)> = changes.iter().map(|change| (change.feature, change.op)).collect();
-        assert_eq!(seen, [(5, FeatureOp::Ablate), (9, FeatureOp::Clamp(4.0))]);
+        assert_eq!(seen, [(5, FeatureOp::Ablate), (9, FeatureOp::Clamp(6.0))]);
         assert!(changes.iter().all(|change| change.positions == Positions::List(vec![3])));
     }
 }

@@ -68,7 +68,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "X", default_value_t = CardSettings::default().strength)]
     strength: f32,
     /// Rows to train on.
-    #[arg(long, value_name = "N", default_value = "2M")]
+    #[arg(long, value_name = "N", default_value = "1M")]
     tokens: String,
 }
 
@@ -97,7 +97,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         "Find the features in it",
         &[
             &train[..],
-            &["--batch-size", "512", "--lr", "0.003", "--tokens", &args.tokens, "--seed", &seed, "--out", &sae],
+            &["--batch-size", "256", "--lr", "0.003", "--tokens", &args.tokens, "--seed", &seed, "--out", &sae],
         ]
         .concat(),
     )?;
@@ -126,7 +126,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         step("Turn some: one country's feature on, another's off (the score card says how often it works)", &steer)?;
     }
     let train = ["train-transcoders", "--model", "demo", "--data", &world, "--context-size", "64", "--seed", &seed];
-    let size = ["--d-sae", "1536", "--k", "6", "--tokens", "400k", "--batch-size", "512", "--lr", "0.003"];
+    let size = ["--d-sae", "1536", "--k", "6", "--tokens", "200k", "--batch-size", "256", "--lr", "0.003"];
     step("A transcoder for every layer", &[&train[..], &size, &["--out", &transcoders]].concat())?;
     step(
         "One whose features write to all later layers",

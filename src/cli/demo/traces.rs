@@ -2,7 +2,7 @@
 
 use crate::base::Result;
 use crate::cli::render::{BOLD, DIM, Table, Ui, paint};
-use crate::demo::compose::THROUGH;
+use crate::demo::compose::{SWAP_STRENGTH, THROUGH};
 use crate::demo::trace_card::{SetCard, TraceCard};
 
 pub(super) fn print(card: &TraceCard, ui: &Ui) -> Result<()> {
@@ -36,7 +36,8 @@ pub(super) fn print(card: &TraceCard, ui: &Ui) -> Result<()> {
         row("  mean share", &|s| format!("{:.0} %", of(s).mean_share * 100.0), "of what reaches the answer");
         row("  turned without it", &|s| share(of(s).turned_without, of(s).through), "its features taken away");
         row("  turned by chance", &|s| share(of(s).turned_control, of(s).through), "as many other features taken away");
-        row("  follows", &|s| share(of(s).followed, of(s).swapped), "another question's features in their place");
+        let swap = format!("another question's at {SWAP_STRENGTH} x in their place: its answer comes");
+        row("  follows", &|s| share(of(s).followed, of(s).swapped), &swap);
     }
     ui.out(table)?;
     let standing = sets.map(|s| s.compositions.standing);
@@ -45,7 +46,8 @@ pub(super) fn print(card: &TraceCard, ui: &Ui) -> Result<()> {
         "Most countries are not one feature here but a mixture of several, so that most graphs do not show where the \
          answer to a city's question comes from."
     } else {
-        "The country is in most graphs of a city's questions, as it should be where a model composes."
+        "The country is in most graphs of a city's questions, as it should be where a model composes. Taking its features \
+         away says little where others say the same; another country's in their place show whether they are the way."
     };
     ui.out(paint(
         DIM,
