@@ -78,7 +78,7 @@ struct Settings {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Steps between evaluations and checkpoints.
-    #[arg(long, default_value_t = 250)]
+    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..))]
     every: u64,
     /// Threads for tensor arithmetic.
     #[arg(long, default_value_t = 2)]
@@ -192,13 +192,15 @@ impl Trainer {
             parameters.update(&loss.backward()?, settings.lr_at(step), settings.weight_decay, step)?;
             let done = step + 1;
             if done % settings.every == 0 || done == settings.steps {
-                let planted = distance / settings.every as f64;
+                let since = if done % settings.every == 0 { settings.every } else { done % settings.every };
+                let since = since.min(done - first) as f64;
+                let planted = distance / since;
                 let result = self.report(&parameters, done, planted)?;
                 parameters.save(&checkpoint, done)?;
                 eprintln!(
                     "step {done:>6}  {:>5.0} s  answer loss {:.4}  planted {:.4}  one-hop {:.4}  two-hop {:.4} (trained {:.4}, held out {:.4})",
                     started.elapsed().as_secs_f64(),
-                    answer_loss / settings.every as f64,
+                    answer_loss / since,
                     planted,
                     result.single_hop.accuracy(),
                     result.two_hop.accuracy(),

@@ -23,7 +23,7 @@ pub use steer::{DirectionEdit, DirectionOp, Intervention, SteerPositions, SteerR
 use crate::base::{Error, Progress, Result};
 
 /// Ends the phase with `Interrupted` when the user asked to stop work that leaves nothing behind.
-fn stop_if_cancelled(progress: &dyn Progress) -> Result<()> {
+pub(crate) fn stop_if_cancelled(progress: &dyn Progress) -> Result<()> {
     if !progress.cancelled() {
         return Ok(());
     }

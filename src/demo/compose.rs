@@ -11,14 +11,14 @@ use rand::seq::SliceRandom;
 use serde::Serialize;
 
 use crate::analysis::graph::{About, FrozenRun, Graph, GraphScores, GraphSettings, Hold, TargetChoice, trace};
+use crate::analysis::stop_if_cancelled;
 use crate::base::rng::stream;
-use crate::base::{Result, Silent};
+use crate::base::{Progress, Result, Silent};
 use crate::dictionary::TranscoderSet;
 use crate::model::Model;
 
 use super::entity::{EntityId, Lang};
 use super::relation::Relation;
-use super::score::ratio;
 use super::stands::Stands;
 use super::tokenizer::{BEGIN, Vocabulary};
 use super::world::{Prompt, World};
@@ -88,16 +88,17 @@ pub struct Compositions {
 /// Traces two-hop questions with `set`.
 ///
 /// # Errors
-/// When the set belongs to another model, and as [`trace`] and [`FrozenRun::intervene`].
+/// When the set belongs to another model, and as [`trace`] and [`FrozenRun::intervene`]; `Interrupted`.
 pub fn compositions(
     model: &Model,
     set: &Arc<TranscoderSet>,
     world: &World,
     vocabulary: &Vocabulary,
     settings: ComposeSettings,
+    progress: &dyn Progress,
 ) -> Result<Compositions> {
-    let stands = Stands::measure(model, set, world, vocabulary, (settings.tokens, settings.seed))?;
-    let tracer = Tracer { model, set, world, vocabulary, stands: &stands, settings };
+    let stands = Stands::measure(model, set, world, vocabulary, (settings.tokens, settings.seed), progress)?;
+    let tracer = Tracer { model, set, world, vocabulary, stands: &stands, settings, progress };
     Ok(Compositions {
         standing: stands.len(),
         country: tracer.group(&THROUGH_COUNTRY)?,
@@ -112,6 +113,7 @@ struct Tracer<'a> {
     vocabulary: &'a Vocabulary,
     stands: &'a Stands,
     settings: ComposeSettings,
+    progress: &'a dyn Progress,
 }
 
 /// A traced question.
@@ -138,7 +140,10 @@ impl<'a> Tracer<'a> {
             if questions.len() >= self.settings.questions {
                 break;
             }
-            questions.extend(self.question(prompt)?);
+            stop_if_cancelled(self.progress)?;
+            let traced = self.question(prompt)?;
+            self.progress.advance(traced.is_some().into());
+            questions.extend(traced);
         }
         Self::judge(&questions)
     }
@@ -208,12 +213,5 @@ impl<'a> Tracer<'a> {
                 && other.share >= THROUGH
         };
         questions.iter().cycle().skip(own + 1).take(questions.len()).find(fits)
-    }
-}
-
-impl Composed {
-    /// Share of the traced graphs that go through the thing in the middle.
-    pub fn through_rate(&self) -> f64 {
-        ratio(self.through as u64, self.traced as u64)
     }
 }

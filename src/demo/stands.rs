@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::DType;
 
-use crate::base::Result;
+use crate::analysis::stop_if_cancelled;
+use crate::base::{Progress, Result};
 use crate::dictionary::TranscoderSet;
 use crate::model::{HookPlan, HookPoint, Model};
 
@@ -42,13 +43,14 @@ impl Stands {
     /// What the features of `set` stand for, by about `tokens` tokens of text drawn by `seed`.
     ///
     /// # Errors
-    /// When the set belongs to another model, and as the forward pass.
+    /// When the set belongs to another model, and as the forward pass; `Interrupted`.
     pub fn measure(
         model: &Model,
         set: &TranscoderSet,
         world: &World,
         vocabulary: &Vocabulary,
         (tokens, seed): (usize, u64),
+        progress: &dyn Progress,
     ) -> Result<Self> {
         let config = model.config();
         set.check_model(config)?;
@@ -58,6 +60,7 @@ impl Stands {
         let text = text(world, vocabulary, tokens, seed);
         let mut masses: HashMap<(usize, u32), Mass> = HashMap::new();
         for batch in text.chunks_exact(CONTEXT).collect::<Vec<_>>().chunks(BATCH) {
+            stop_if_cancelled(progress)?;
             let run = model.forward(&model.tokens(batch)?, &plan)?;
             let places: Vec<Place> = batch.iter().flat_map(|sequence| triggers.read(sequence)).collect();
             for layer in 0..config.n_layers {

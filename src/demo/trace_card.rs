@@ -67,10 +67,9 @@ impl TraceCard {
     ) -> Result<Self> {
         let world = World::new(World::BUILT_IN_SEED);
         let vocabulary = Vocabulary::new(&world);
-        progress.begin("tracing two-hop questions", 2, Unit::Items);
+        progress.begin("tracing two-hop questions", 4 * settings.questions as u64, Unit::Items);
         let card = |(set, replacement): Trained| -> Result<SetCard> {
-            let compositions = compositions(model, &set, &world, &vocabulary, settings)?;
-            progress.advance(1);
+            let compositions = compositions(model, &set, &world, &vocabulary, settings, progress)?;
             Ok(SetCard { replacement, compositions })
         };
         let cards = card(per_layer).and_then(|per_layer| Ok((per_layer, card(cross_layer)?)));

@@ -59,13 +59,13 @@ impl Model {
     }
 
     /// The directions of `tokens` among those of the whole vocabulary, division of the logits included. The unembedding
-    /// is read in pieces, never copied whole.
+    /// is read in pieces; only one that is packed for the CPU's bf16 products is unpacked whole, once.
     ///
     /// # Errors
     /// `Mismatch` when a token is outside the vocabulary; `Unsupported` when the model was opened without its head.
     pub fn logit_directions(&self, tokens: &[u32]) -> Result<LogitDirections> {
         self.tokens(&[tokens])?;
-        let head = self.head()?;
+        let head = self.head()?.unpacked()?;
         let width = self.config().embedding.width;
         let vocabulary = self.config().vocab_size;
         let bias = head.bias().map(values).transpose()?.unwrap_or_else(|| vec![0.0; vocabulary]);

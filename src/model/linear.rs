@@ -216,6 +216,15 @@ impl Linear {
         }
     }
 
+    /// The same map, for many calls of [`Self::outputs`]: packed weights are unpacked once.
+    pub(super) fn unpacked(&self) -> Result<Self> {
+        let mut plain = self.clone();
+        if matches!(self.weight, Weight::Packed(_)) {
+            plain.weight = Weight::Dense(self.weight(DType::BF16)?);
+        }
+        Ok(plain)
+    }
+
     /// The rows of weights `[n, in]` that make the outputs in `range`, in f32 where they are held as such.
     pub(super) fn outputs(&self, range: Range<usize>) -> Result<Tensor> {
         let (first, n) = (range.start, range.len());

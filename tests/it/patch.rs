@@ -153,8 +153,10 @@ fn a_fact_of_the_built_in_world_waits_at_the_country_until_the_later_layers_move
             |layer: usize, position: usize| baseline.normalised(sweep.metric[layer][position].unwrap()).unwrap();
         let last = clean.len() - 1;
         assert!(effect(0, country) > 0.99 && effect(1, country) > 0.95, "the country's position carries it all");
-        assert!(effect(2, country) > 0.7, "and most of it as layer 2 begins: {}", effect(2, country));
-        assert!(effect(3, last) > 0.3, "layer 2 has moved a good part to the end: {}", effect(3, last));
+        // What the sentence is about is planted at every position after the country, where layer 2 begins.
+        assert!(effect(2, country) > 0.5, "and most of it as layer 2 begins: {}", effect(2, country));
+        assert!(effect(2, last) > 0.1, "when the end has heard of it: {}", effect(2, last));
+        assert!(effect(3, last) > 0.9, "layer 2 has moved it to the end: {}", effect(3, last));
         for layer in 0..layers {
             for position in (0..last).filter(|position| *position != country) {
                 assert!(effect(layer, position).abs() < 0.15, "nothing else carries it: {layer} {position}");
@@ -190,9 +192,9 @@ fn the_command_finds_the_country_and_shows_it() {
     assert_eq!((&result["rows"]["axis"], &result["columns"]["axis"]), (&"layer".into(), &"position".into()));
     assert!(result["normalised"][0][4].as_f64().unwrap() > 0.99, "the country's position, {result}");
     assert!(result["normalised"][0][5].as_f64().unwrap().abs() < 0.01);
-    // The same numbers come from transformers with a forward pre-hook: 11.92 clean, -13.51 corrupted.
-    assert!((baseline["source"].as_f64().unwrap() - 11.92).abs() < 0.02, "{baseline}");
-    assert!((baseline["base"].as_f64().unwrap() + 13.51).abs() < 0.02, "{baseline}");
+    // The same numbers come from transformers with a forward pre-hook: 21.94 clean, -19.22 corrupted.
+    assert!((baseline["source"].as_f64().unwrap() - 21.94).abs() < 0.02, "{baseline}");
+    assert!((baseline["base"].as_f64().unwrap() + 19.22).abs() < 0.02, "{baseline}");
     assert_eq!(json["clean"]["metric"], baseline["source"]);
     let noised = ask(&cli, "--noise --json").json();
     assert_eq!(noised["baseline"]["base"], baseline["source"]);

@@ -84,7 +84,7 @@ fn rows(
     width: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f32>>> {
-    let mut all = vec![Vec::with_capacity(batch.tokens.len() * width); points.len()];
+    let mut all: Vec<Vec<f32>> = points.iter().map(|_| Vec::with_capacity(batch.tokens.len() * width)).collect();
     let sequences: Vec<&[u32]> = batch.tokens.chunks(batch.context_size.max(1)).collect();
     for together in sequences.chunks(TOGETHER) {
         stop_if_cancelled(progress)?;

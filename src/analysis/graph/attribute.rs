@@ -50,7 +50,7 @@ pub fn attribute(
         for batch in pending.chunks(settings.batch_size) {
             stop_if_cancelled(progress)?;
             let (rows, worst) = work.features(batch)?;
-            largest_row_error = largest_row_error.max(worst);
+            largest_row_error = nan_or_max(largest_row_error, worst);
             batch.iter().zip(rows).for_each(|(&feature, row)| selection.keep(feature, row));
             progress.advance(batch.len() as u64);
         }
@@ -116,6 +116,7 @@ fn worst(rows: &[Row], values: &[f64]) -> f64 {
     rows.par_iter().zip(values).map(error).reduce(|| 0.0, nan_or_max)
 }
 
-fn nan_or_max(a: f64, b: f64) -> f64 {
+/// The larger; not a number where either is none, so that a broken row is not lost among others.
+pub(super) fn nan_or_max(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }

@@ -206,6 +206,11 @@ pub(super) fn last_logits(run: &Run, config: &ModelConfig, s: usize) -> Result<V
     Ok(raw.into_iter().map(|x| (f64::from(x) / divisor) as f32).collect())
 }
 
+/// The product of two vectors, summed in f64.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
 /// `codes` with nothing active in the first rows.
 pub(super) fn without(codes: &SparseCodes, rows: usize) -> SparseCodes {
     let mut kept = SparseCodes::new(codes.d_sae);

@@ -17,18 +17,22 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use candle_core::DType;
+
 use crate::analysis::{Placement, stop_if_cancelled};
 use crate::base::progress::Unit;
 use crate::base::{Error, Progress, Result};
 use crate::dictionary::{Architecture, Dictionary};
 use crate::model::{HookPlan, HookPoint, Model, ModelConfig, Run, Site};
 
+use super::attribute::nan_or_max;
 use super::attribution::{ActiveFeature, Attribution};
 use super::build::{About, Frame, framed};
 use super::columns::Columns;
-use super::context::{active, last_logits, softmax, values, without};
+use super::context::{active, dot, last_logits, softmax, values, without};
 use super::gradient::{Segment, Value};
 use super::influence::{Influence, size};
+use super::memory;
 use super::prune::prune;
 use super::targets::{Target, TargetChoice};
 use super::types::{Graph, GraphSettings};
@@ -118,6 +122,14 @@ pub fn trace_dictionaries(
     if steps == 0 {
         return Err(Error::flag("--steps", "1 or more", steps, "leave it out for the default"));
     }
+    if model.device().is_cpu() && model.dtype() != DType::F32 {
+        return Err(Error::Unsupported {
+            what: format!("gradients through a model in {} on the CPU", model.dtype().as_str()),
+            why: "its packed products have none".into(),
+            remedy: "compute in f32 with --dtype f32".into(),
+        });
+    }
+    check_segments(model.config(), dictionaries, tokens.len())?;
     let streams = Streams::new(model, dictionaries, tokens, settings.zero_positions)?;
     let targets = choice.resolve_among(model, &streams.logits, &softmax(&streams.logits, cap(model)))?;
     let attribution = Work { model, streams: &streams, steps, progress }.attribute(targets, settings)?;
@@ -258,7 +270,7 @@ impl Work<'_> {
             rank.sort_by(|a, b| influence.of[*b].total_cmp(&influence.of[*a]).then(a.cmp(b)));
             rank.truncate(each);
             let (rows, worst) = self.rows(i, &self.wanted_features(i, &rank)?)?;
-            largest_row_error = largest_row_error.max(worst);
+            largest_row_error = nan_or_max(largest_row_error, worst);
             for (feature, row) in rank.into_iter().zip(rows) {
                 let weight = influence.of[feature];
                 influence.pass_on(weight, size(&row), columns.cut((i, features[feature].position), &row));
@@ -310,7 +322,7 @@ impl Work<'_> {
                 let bias = without + wanted.constant;
                 let largest = row.iter().fold(0f32, |m, entry| m.max(entry.abs()));
                 let scale = f64::from(largest).max(bias.abs()).max(wanted.value.abs()).max(f64::MIN_POSITIVE);
-                worst = worst.max((sum + bias - wanted.value).abs() / scale);
+                worst = nan_or_max(worst, (sum + bias - wanted.value).abs() / scale);
                 rows.push(row);
             }
             self.progress.advance(batch.len() as u64);
@@ -347,6 +359,11 @@ impl Work<'_> {
     }
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+/// Refuses a prompt whose gradients do not fit into memory: the farthest way between two dictionaries is differentiated
+/// for several copies of the prompt at once.
+fn check_segments(config: &ModelConfig, dictionaries: &Dictionaries, s: usize) -> Result<()> {
+    let mut ends: Vec<usize> = dictionaries.0.iter().map(|(point, _)| entered(*point)).collect();
+    ends.push(config.n_layers);
+    let longest = ends.iter().scan(0, |from, &to| Some(to - std::mem::replace(from, to).min(to))).max();
+    memory::check_gradients(config, s, ROWS_AT_ONCE, longest.unwrap_or(config.n_layers))
 }

@@ -10,6 +10,8 @@ use crate::base::{Context, Result};
 use crate::dictionary::{SparseCodes, TranscoderSet};
 use crate::model::{Edit, EditOp, HookPlan, HookPoint, Model, ModelConfig, Positions, Run, Site};
 
+use super::context::without;
+
 /// What a changed run holds at its values in the clean run, from the freest to the most constrained. The first two and
 /// the last are circuit-tracer's `freeze_attention=False`, its default, and its `constrained_layers`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -80,11 +82,13 @@ impl<'a> FrozenRun<'a> {
     pub fn new(model: &'a Model, set: &Arc<TranscoderSet>, tokens: &[u32], zero_positions: usize) -> Result<Self> {
         let config = model.config();
         set.check_model(config)?;
+        // As in `Context`: features always count at the last position.
+        let zero_positions = zero_positions.min(tokens.len().saturating_sub(1));
         let plan = points(set, config).into_iter().fold(HookPlan::new().with_logits(), HookPlan::capture);
         let clean = model.forward(&model.tokens(&[tokens])?, &plan)?;
         let codes = |layer| {
             let x = rows(clean.captured(input(set, layer))?)?;
-            Ok(without_first(&set.encode(layer, &x)?, zero_positions))
+            Ok(without(&set.encode(layer, &x)?, zero_positions))
         };
         let codes = (0..config.n_layers).map(codes).collect::<Result<_>>()?;
         Ok(Self { model, set: Arc::clone(set), tokens: tokens.to_vec(), zero_positions, clean, codes })
@@ -102,7 +106,8 @@ impl<'a> FrozenRun<'a> {
         features.binary_search(&feature).ok().and_then(|i| values.get(i)).copied().unwrap_or_default()
     }
 
-    /// A plan that holds what `hold` says, for sequences that begin with the prompt. Positions after it are free.
+    /// A plan that holds what `hold` says, for passes over the prompt alone or, with a cache, over what follows it, where
+    /// nothing is held.
     ///
     /// # Errors
     /// When captures are missing.
@@ -155,14 +160,4 @@ pub(super) fn output(set: &TranscoderSet, layer: usize) -> HookPoint {
 pub(super) fn rows(x: &Tensor) -> Result<Vec<f32>> {
     let host = x.to_device(&Device::Cpu).and_then(|x| x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>());
     host.during(|| "reading hidden states".into())
-}
-
-/// The codes without those of the first rows.
-fn without_first(codes: &SparseCodes, zero_positions: usize) -> SparseCodes {
-    let mut kept = SparseCodes::new(codes.d_sae);
-    for i in 0..codes.rows() {
-        let (features, values) = if i < zero_positions { (&[][..], &[][..]) } else { codes.row(i) };
-        kept.push_row(features, values);
-    }
-    kept
 }

@@ -135,7 +135,6 @@ mod tests {
                 assert!((ours - measured).abs() < 2e-2 * (1.0 + measured.abs()), "{name}: {ours} {measured}");
                 assert!(measured.abs() > 1e-3, "{name}: it moves");
             }
-            assert!(found[3 * d..].iter().take(0).all(|g| *g == 0.0));
             let (later, n) = (&found[s * d + 3 * d..], d);
             assert!(later[..n].iter().all(|g| *g == 0.0), "{name}: nothing after position 2 matters there");
         }

@@ -65,7 +65,7 @@ pub fn check_changes(changes: &[FeatureChange], set: &TranscoderSet) -> Result<(
     let (layers, features) = (set.config().n_layers, set.config().d_transcoder);
     for change in changes {
         if change.layer >= layers || change.feature as usize >= features {
-            let expected = format!("layers 0 to {} and features 0 to {}", layers - 1, features - 1);
+            let expected = format!("layers 0 to {} and features 0 to {}", layers - 1, features.saturating_sub(1));
             let found = format!("{}/{}", change.layer, change.feature);
             return Err(Error::flag("--feature", expected, found, "name a feature as LAYER/FEATURE@POSITION"));
         }

@@ -61,11 +61,6 @@ impl LayerIndexes {
         self.by_layer.get(&layer)
     }
 
-    /// Layers that have one.
-    pub fn layers(&self) -> impl Iterator<Item = usize> {
-        self.by_layer.keys().copied()
-    }
-
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.by_layer.is_empty()

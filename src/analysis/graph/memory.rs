@@ -8,6 +8,10 @@ use super::types::GraphSettings;
 
 /// Buffers of a batch's gradients that are alive at once.
 const BUFFERS: usize = 4;
+/// What the way back keeps of a block for each position: values of the stream's width, of the MLP's, and patterns.
+const TAPE_WIDTHS: usize = 16;
+const TAPE_MLPS: usize = 5;
+const TAPE_PATTERNS: usize = 5;
 
 /// Bytes that a process can still take, where the system says.
 fn available() -> Option<usize> {
@@ -25,6 +29,23 @@ pub(super) fn of_prompt(config: &ModelConfig, s: usize, batch: usize) -> usize {
     let rows = floats(&[BUFFERS, batch, s, width]);
     let logits = floats(&[2, s, config.vocab_size]);
     patterns.saturating_add(streams).saturating_add(rows).saturating_add(logits)
+}
+
+/// Bytes that differentiating `copies` of a prompt of `s` tokens through `blocks` blocks keeps.
+fn of_gradients(config: &ModelConfig, s: usize, copies: usize, blocks: usize) -> usize {
+    let d_mlp = config.mlp.d_mlp;
+    let values = TAPE_WIDTHS * config.d_model + TAPE_MLPS * d_mlp + TAPE_PATTERNS * config.n_heads * s;
+    [copies, s, blocks, values].iter().fold(size_of::<f32>(), |n, factor| n.saturating_mul(*factor))
+}
+
+/// Refuses gradients before they are computed.
+///
+/// # Errors
+/// `Flag` with the estimate.
+pub(super) fn check_gradients(config: &ModelConfig, s: usize, copies: usize, blocks: usize) -> Result<()> {
+    fits(of_gradients(config, s, copies, blocks), available(), "--prompt", || {
+        format!("gradients of {copies} copies of {s} tokens through {blocks} blocks")
+    })
 }
 
 /// Bytes of the rows of `n` features and of `targets`, at most.
@@ -88,6 +109,9 @@ mod tests {
         let error = fits(3_000_000_000, Some(2_000_000_000), "--prompt", what).unwrap_err().to_string();
         assert!(error.contains("9 tokens") && error.contains("3.0 GB") && error.contains("2.0 GB"), "{error}");
         let model = crate::analysis::tests::open("llama");
+        check_gradients(model.config(), 9, 16, 2).unwrap();
+        let error = check_gradients(model.config(), 1 << 20, 16, 2).unwrap_err().to_string();
+        assert!(error.contains("16 copies of 1048576 tokens through 2 blocks"), "{error}");
         let error = check_prompt(model.config(), 1 << 30, 256).unwrap_err().to_string();
         assert!(error.contains("1073741824 tokens"), "{error}");
     }

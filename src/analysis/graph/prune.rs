@@ -39,12 +39,18 @@ pub fn prune(graph: &Attribution, settings: &GraphSettings) -> Pruned {
     let mut nodes: Vec<bool> = influence.iter().map(|i| *i >= least).collect();
     nodes[tokens..].fill(true);
 
-    let mut edges = scored_edges(graph, &nodes);
-    let mut scores: Vec<f64> = edges.iter().map(|(_, score)| *score).collect();
+    // Two walks over the rows, for a list of all edges would be ten times as large as the rows.
+    let mut scores = Vec::new();
+    each_edge(graph, &nodes, |_, score| scores.push(score));
     scores.sort_unstable_by(|a, b| b.total_cmp(a));
     let least = threshold(&scores, settings.edge_threshold);
-    edges.retain(|(_, score)| *score >= least);
-    let mut edges: Vec<KeptEdge> = edges.into_iter().map(|(edge, _)| edge).collect();
+    drop(scores);
+    let mut edges = Vec::new();
+    each_edge(graph, &nodes, |edge, score| {
+        if score >= least {
+            edges.push(edge);
+        }
+    });
     drop_loose_ends(graph, &mut nodes, &mut edges);
     edges.sort_unstable_by_key(|edge| (edge.target, edge.source));
 
@@ -75,12 +81,11 @@ fn threshold(descending: &[f64], share: f64) -> f64 {
     needed.or(descending.last()).copied().unwrap_or(0.0)
 }
 
-/// The edges between kept nodes with the influence that each carries there: its share of its target's row times the
-/// target's influence, its own weight included.
-fn scored_edges(graph: &Attribution, kept: &[bool]) -> Vec<(KeptEdge, f64)> {
+/// Calls `found` with the edges between kept nodes and the influence that each carries there: its share of its target's
+/// row times the target's influence, its own weight included.
+fn each_edge(graph: &Attribution, kept: &[bool], mut found: impl FnMut(KeptEdge, f64)) {
     let features = graph.features.len();
     let mut influence = Influence::new(graph.columns.sources());
-    let mut edges = Vec::new();
     for row in (0..graph.rows.len()).rev() {
         let target = graph.node_of(row);
         if !kept[target] {
@@ -94,13 +99,10 @@ fn scored_edges(graph: &Attribution, kept: &[bool]) -> Vec<(KeptEdge, f64)> {
             influence.pass_on(weight, sum, std::iter::once((*source..source + 1, std::slice::from_ref(effect))));
         }
         let share = weight / sum.max(1e-10);
-        edges.extend(
-            entries
-                .into_iter()
-                .map(|(source, weight)| (KeptEdge { target, source, weight }, share * f64::from(weight.abs()))),
-        );
+        for (source, weight) in entries {
+            found(KeptEdge { target, source, weight }, share * f64::from(weight.abs()));
+        }
     }
-    edges
 }
 
 /// Drops features and errors without an outgoing edge and features without an incoming one, with their edges, until

@@ -29,12 +29,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::base::progress::Unit;
-use crate::base::{Context, Progress, Result};
+use crate::base::{Progress, Result};
 use crate::dictionary::TranscoderSet;
-use crate::model::{HookPoint, Model, Run, Site};
+use crate::model::{HookPoint, LogitDirections, Model, Run, Site};
 
 use super::ablate::{Contribution, Follow, at_position};
+use super::attribute::nan_or_max;
 use super::attribution::Attribution;
+use super::context::dot;
 use super::effects::{pearson, place, total_effects};
 use super::frozen_run::{FrozenRun, input, rows};
 use super::types::{Graph, NodeKind, Verification, VerifiedNode};
@@ -112,20 +114,25 @@ struct Readouts(Vec<(usize, Vec<f32>)>);
 
 impl Readouts {
     fn of(model: &Model, graph: &Graph) -> Result<Self> {
-        let mut mean: Option<Vec<f32>> = None;
-        let mut readouts = Vec::new();
-        for (i, node) in graph.nodes.iter().enumerate() {
-            let NodeKind::Target { token, against, .. } = node.kind else { continue };
-            let (mut direction, _) = model.logit_direction(token)?;
-            let less = match (against, &mean) {
-                (Some(against), _) => model.logit_direction(against)?.0,
-                (None, Some(mean)) => mean.clone(),
-                (None, None) => mean.insert(mean_direction(model)?).clone(),
-            };
-            direction.iter_mut().zip(less).for_each(|(a, b)| *a -= b);
-            readouts.push((i, direction));
-        }
-        Ok(Self(readouts))
+        let targets: Vec<(usize, u32, Option<u32>)> = graph
+            .nodes
+            .iter()
+            .enumerate()
+            .filter_map(|(i, node)| match node.kind {
+                NodeKind::Target { token, against, .. } => Some((i, token, against)),
+                _ => None,
+            })
+            .collect();
+        let tokens: Vec<u32> =
+            targets.iter().flat_map(|(_, token, against)| [*token, against.unwrap_or(*token)]).collect();
+        let LogitDirections { rows, mean, .. } = model.logit_directions(&tokens)?;
+        let pairs = rows.chunks_exact(2 * mean.len().max(1));
+        let readouts = targets.iter().zip(pairs).map(|((i, _, against), pair)| {
+            let (direction, other) = pair.split_at(mean.len());
+            let less = if against.is_some() { other } else { &mean };
+            (*i, direction.iter().zip(less).map(|(a, b)| a - b).collect())
+        });
+        Ok(Self(readouts.collect()))
     }
 
     /// By row of a batch the values of the targets, without constants.
@@ -133,18 +140,6 @@ impl Readouts {
         let x = at_position(run, HookPoint::global(Site::UnembedIn), last)?;
         Ok(x.iter().map(|x| self.0.iter().map(|(_, direction)| dot(x, direction)).collect()).collect())
     }
-}
-
-/// What the input of the unembedding is multiplied with for the mean of all logits, `[d]`.
-fn mean_direction(model: &Model) -> Result<Vec<f32>> {
-    let reading = || "reading the mean of the unembedding".to_owned();
-    let mean = model.unembedding()?.to_dtype(candle_core::DType::F32).and_then(|w| w.mean(1)?.to_vec1::<f32>());
-    let factor = model.config().embedding.logit_divisor.recip() as f32;
-    Ok(mean.during(reading)?.into_iter().map(|w| w * factor).collect())
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 /// What pre-activations of the graph's features and values of its targets are in the rows of a batch, and how much less
@@ -260,7 +255,7 @@ fn summarise(graph: &Graph, found: &mut Verification) {
         let Some(measured) = edge.measured else { continue };
         let off = f64::from((measured - edge.weight).abs()) / strongest[&edge.target].max(f64::MIN_POSITIVE);
         found.edges += 1;
-        found.largest_edge_error = Some(found.largest_edge_error.unwrap_or_default().max(off));
+        found.largest_edge_error = Some(nan_or_max(found.largest_edge_error.unwrap_or_default(), off));
     }
     found.effects = found.nodes.len();
     let with = |measured: fn(&VerifiedNode) -> f64| {

@@ -29,7 +29,7 @@ fn config(model: &Model, kind: SetKind, f: usize) -> SetConfig {
     }
 }
 
-/// Transcoders with random weights of a size that matters, of which `silent` never fire.
+/// Transcoders with random weights of a size that matters.
 fn random(model: &Model, f: usize, b_enc: f32) -> TranscoderSet {
     let d = model.config().d_model;
     let layer = |i: usize| {
