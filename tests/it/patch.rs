@@ -154,8 +154,9 @@ fn a_fact_of_the_built_in_world_waits_at_the_country_until_the_later_layers_move
         let last = clean.len() - 1;
         assert!(effect(0, country) > 0.99 && effect(1, country) > 0.95, "the country's position carries it all");
         // What the sentence is about is planted at every position after the country, where layer 2 begins.
-        assert!(effect(2, country) > 0.5, "and most of it as layer 2 begins: {}", effect(2, country));
-        assert!(effect(2, last) > 0.1, "when the end has heard of it: {}", effect(2, last));
+        let entering = [effect(2, country), effect(2, last)];
+        assert!(entering.iter().all(|share| *share > 0.05), "as layer 2 begins both have it: {entering:?}");
+        assert!((0.7..1.4).contains(&entering.iter().sum::<f64>()), "and all of it together: {entering:?}");
         assert!(effect(3, last) > 0.9, "layer 2 has moved it to the end: {}", effect(3, last));
         for layer in 0..layers {
             for position in (0..last).filter(|position| *position != country) {
