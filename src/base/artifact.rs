@@ -68,6 +68,24 @@ impl Artifact {
     /// `resume` is false; `Io` when the directory cannot be made. With `resume` and nothing to continue it starts
     /// afresh, so that the same command line can be repeated until it succeeds.
     pub fn begin(target: &Path, resume: bool) -> Result<Self> {
+        Self::open(target, resume, "run the same command with --resume, or remove that directory")
+    }
+
+    /// Starts the directory `target` for work that is done again rather than continued.
+    ///
+    /// # Errors
+    /// As [`Artifact::begin`] without `resume`.
+    pub fn begin_new(target: &Path) -> Result<Self> {
+        Self::open(target, false, "remove that directory if nothing in it is wanted, or choose another --out")
+    }
+
+    /// Removes the directory and everything in it, as after a refusal that should leave nothing behind.
+    pub fn discard(self) {
+        // What cannot be removed does no harm.
+        drop(fs::remove_dir_all(&self.partial));
+    }
+
+    fn open(target: &Path, resume: bool, remedy: &str) -> Result<Self> {
         if target.exists() {
             return Err(Error::OutputInUse {
                 path: target.into(),
@@ -99,7 +117,7 @@ impl Artifact {
             return Err(Error::OutputInUse {
                 path: partial,
                 state: "holds the work of a cut-off run",
-                remedy: "run the same command with --resume, or remove that directory".into(),
+                remedy: remedy.into(),
             });
         }
         Ok(Self { target: target.into(), partial, _lock: lock, resumed: has_work, arguments: Vec::new() })

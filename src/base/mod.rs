@@ -6,6 +6,7 @@ pub mod error;
 pub mod guard;
 pub mod mapped;
 pub mod nearest;
+pub mod number;
 pub mod progress;
 pub mod rng;
 pub mod zip;

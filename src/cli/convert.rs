@@ -95,10 +95,9 @@ fn dictionary(sae: PathBuf, args: Args, ui: &Ui) -> Result<Outcome> {
     }
     let Opened { mut dictionary, format, weights, notes } = interop::open_with(&sae, &Hints { k: args.k })?;
     describe(&mut dictionary, &args)?;
-    let artifact = Artifact::begin(&args.out, true)?;
+    let artifact = Artifact::begin_new(&args.out)?;
     if let Err(error) = interop::write(artifact.dir(), &dictionary, args.to) {
-        // A refusal leaves nothing behind; what cannot be removed does no harm either.
-        drop(std::fs::remove_dir_all(artifact.dir()));
+        artifact.discard();
         return Err(error);
     }
     let difference = interop::distance(&dictionary, &interop::open(artifact.dir())?.dictionary)?;

@@ -16,7 +16,6 @@ use crate::base::{DtypeChoice, Error, Result};
 use crate::data::{BosPolicy, Corpus, PackSettings, Packer, locate_data};
 use crate::dictionary::scale::fold_w_dec_norm;
 use crate::dictionary::{Dictionary, io};
-use crate::interop::{OpenedSet, open_set_with};
 use crate::store::CacheReader;
 use crate::store::FilterReport;
 use crate::store::shuffle::Split;
@@ -43,7 +42,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "transcoders", num_args = 1..)]
     sae: Vec<PathBuf>,
     /// Transcoder set to evaluate on --data with --model: what the model loses when one layer or all are replaced.
-    #[arg(long, value_name = "SET", requires = "data", conflicts_with_all = ["sae", "cache", "saebench", "html"])]
+    #[arg(long, value_name = "SET", requires = "data", conflicts_with_all = ["sae", "cache", "hook", "held_out", "model_sequences", "no_directions", "saebench", "html", "keep_first_position", "keep_special_tokens", "max_norm_multiple"])]
     transcoders: Option<String>,
     /// Cached activations to evaluate on.
     #[arg(long, value_name = "DIR", required_unless_present = "data")]
@@ -164,15 +163,13 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
 
 /// Evaluates a transcoder set in its model.
 fn of_set(args: &Args, set: &str, common: &Common, ui: &Ui) -> Result<Outcome> {
-    let OpenedSet { set, format, notes, .. } = open_set_with(set, ui.progress())?;
-    ui.say(format!("{set}, in {}'s format", format.title()));
-    for note in &notes {
-        ui.say(note);
-    }
     let name = args.model.as_deref().unwrap_or_default();
+    let set = open::transcoders(set, named(name)?, args.force, ui)?;
     let (corpus, opened) = open_text(args, name, common, ui)?;
-    let pack = PackSettings { context_size: DEFAULT_CONTEXT, bos: BosPolicy::Prepend };
-    let sequences = args.tokens.div_ceil(DEFAULT_CONTEXT as u64);
+    set.check_model(opened.model.config())?;
+    let context_size = DEFAULT_CONTEXT.min(opened.model.config().context_length);
+    let pack = PackSettings { context_size, bos: BosPolicy::Prepend };
+    let sequences = args.tokens.div_ceil(context_size.max(1) as u64);
     let text = replacement::text(&opened.tokenizer, &corpus, pack, 0..sequences)?;
     let report = measure_replacement(&set, &opened.model, &text, ui.progress())?;
     if ui.json() {
@@ -183,12 +180,18 @@ fn of_set(args: &Args, set: &str, common: &Common, ui: &Ui) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The text of `--data` and the model to run on it.
-fn open_text(args: &Args, name: &str, common: &Common, ui: &Ui) -> Result<(Corpus, Opened)> {
+/// The name of the model, which text needs.
+fn named(name: &str) -> Result<&str> {
     if name.is_empty() {
         let remedy = "name the model that the dictionary was trained on";
         return Err(Error::flag("--model", "a model beside --data", "none", remedy));
     }
+    Ok(name)
+}
+
+/// The text of `--data` and the model to run on it.
+fn open_text(args: &Args, name: &str, common: &Common, ui: &Ui) -> Result<(Corpus, Opened)> {
+    let name = named(name)?;
     let mut paths = Vec::new();
     for data in &args.data {
         paths.extend(locate_data(data, ui.progress())?);

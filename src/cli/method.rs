@@ -39,7 +39,7 @@ pub(super) struct MethodArgs {
     /// topk, batchtopk, matryoshka: whether features compete by activations times decoder norms; true when absent.
     #[arg(long, value_name = "BOOL")]
     rescale_acts_by_decoder_norm: Option<bool>,
-    /// batchtopk, matryoshka: rate of the running threshold; 0.01 when absent.
+    /// batchtopk, matryoshka: rate of the running threshold; 0.01 when absent, for sets of transcoders 0.05.
     #[arg(long, value_name = "X")]
     topk_threshold_lr: Option<f64>,
     /// matryoshka: widths that reconstruct on their own, such as 512,2048,8192; 1, 3, 7 and 15 thirty-seconds of all

@@ -187,7 +187,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let hooks = args.hooks(&config)?;
     let bos = args.reading.bos();
     let dictionaries = open_dictionaries(&args, &config, bos, ui)?;
-    let artifact = args.out.as_ref().map(|out| Artifact::begin(out, true)).transpose()?;
+    let artifact = args.out.as_ref().map(|out| Artifact::begin_new(out)).transpose()?;
     let plan = hooks.iter().chain(dictionaries.iter().map(|(hook, _)| hook));
     let plan = plan.fold(HookPlan::new(), |plan, &hook| plan.capture(hook));
     let opened = open::open_for(&plan, &files, args.reading.dtype, common.device)?;

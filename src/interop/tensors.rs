@@ -197,7 +197,8 @@ impl Tensors {
     /// stores it in another order or compressed.
     ///
     /// # Errors
-    /// As [`Tensors::take`], but for values that are not finite, which show when they are read.
+    /// As [`Tensors::take`], but for values that are not finite, which show when they are read. The checksum of an
+    /// archive's member is looked at only where it is read here.
     pub(super) fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Floats> {
         let header = self.left.get(name).ok_or_else(|| self.absent(name))?;
         if header.shape != shape {

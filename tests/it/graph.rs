@@ -191,6 +191,7 @@ fn the_command_traces_a_prompt_and_writes_a_graph_that_it_reads_again() {
     assert_eq!(graph["nodes"].as_array().unwrap().len(), kept);
     assert!(graph["verification"]["effects"].as_u64().unwrap() > 0);
     let text = cli.run(line).ok();
+    let line = "graph --model llama --transcoders sets/jumprelu --tokens 1,9,21,17,8,30";
     assert!(text.contains("w9") && text.contains("replacement"), "{text}");
     assert!(cli.run("graph show g.json").ok().contains("w9"));
     let contrast = cli.run(&format!("{line} --target w7 --against w11 --json")).json();
@@ -213,6 +214,10 @@ fn prompts_targets_and_sets_that_do_not_fit_are_refused_with_the_reason() {
     run(format!("{llama} --prompt w9 --node-threshold 2")).error(&["--node-threshold", "0 to 1"]);
     run(format!("{llama} --prompt w9 --batch-size 0")).error(&["--batch-size", "1 or more"]);
     run(format!("{llama} --prompt w9 --batch-size 99999999999999")).error(&["fits into memory", "GB"]);
+    run(format!("{llama} --prompt w9 --max-logits 3 --target w3")).error(&["--max-logits", "--target"]);
+    run(format!("{llama} --prompt w9 --picture-nodes 3 --html x.html")).error(&["--svg", "--dot"]);
+    run(format!("{llama} --prompt w9 --out x --html x")).error(&["--html", "no other flag"]);
+    run(format!("{llama} --prompt w9 --out graph-metadata.json")).error(&["graph-metadata.json", "list of all graphs"]);
     run(format!("{llama} --prompt w9 --out nowhere/g.json")).error(&["nowhere"]);
     run("graph --model gemma2 --transcoders sets/jumprelu --prompt w9".into()).error(&["layers", "width"]);
     std::fs::remove_file(cli.path("sets/jumprelu/layer_2.safetensors")).unwrap();

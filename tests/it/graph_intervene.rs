@@ -344,6 +344,10 @@ fn edges_of_a_written_graph_are_direct_effects_that_the_command_measures() {
         checked += 1;
     }
     assert!(checked > 1, "the target has features as inputs");
+    let other = "graph intervene --model llama --transcoders plt --graph graph.json --feature 0/1@2 --ablate";
+    cli.run(other).error(&["graph.json", "cross-layer features", "--force"]);
+    cli.run(&format!("{other} --force")).ok();
+    cli.run(&format!("{other} --force --no-bos")).error(&["--no-bos", "--prompt"]);
     let free = cli.run("graph intervene --model llama --transcoders clt --graph graph.json --node 9_9_9 --ablate");
     free.error(&["--node", "9_9_9", "feature node in the graph"]);
 }

@@ -14,7 +14,19 @@ fn all_layers_are_indexed_at_once_and_name_the_features_of_a_graph() {
          --eval-tokens 256 --out set"
     ))
     .ok();
-    let shown = cli.run(&format!("features --transcoders set {text} --tokens 4k --out indexes --json")).json();
+    let line = format!("features --transcoders set {text} --tokens 4k --out indexes");
+    cli.run(&line).ok();
+    // As a run that was cut off before its last layer leaves it.
+    std::fs::rename(cli.path("indexes"), cli.path("indexes.partial")).unwrap();
+    let last = std::fs::read_dir(cli.path("indexes.partial")).unwrap().count() - 2;
+    std::fs::remove_dir_all(cli.path(&format!("indexes.partial/layer_{last}"))).unwrap();
+    let first = std::fs::metadata(cli.path("indexes.partial/layer_0/run.json")).unwrap().modified().unwrap();
+    cli.run(&line).error(&["indexes.partial", "--resume"]);
+    cli.run(&format!("{line} --resume --top-k 7")).error(&["top_k", "cut-off run"]);
+    let resumed = cli.run(&format!("{line} --resume --json"));
+    assert!(resumed.stderr.contains("1 layers in one pass"), "{}", resumed.stderr);
+    let shown = resumed.json();
+    assert_eq!(std::fs::metadata(cli.path("indexes/layer_0/run.json")).unwrap().modified().unwrap(), first);
     let dirs = shown["written"].as_array().unwrap();
     assert!(dirs.len() > 1 && dirs.iter().all(|dir| cli.path(dir.as_str().unwrap()).join("index.json").exists()));
     // A layer by itself comes out the same.
@@ -45,5 +57,8 @@ fn all_layers_are_indexed_at_once_and_name_the_features_of_a_graph() {
 
     cli.run("features --transcoders set --model demo --out x").error(&["--data"]);
     cli.run(&format!("features --transcoders set {text} --layers 99 --out x")).error(&["--layers"]);
+    for flag in ["--feature 3", "--sort max", "--limit 3", "--random 2", "--hook x", "--checkpoint-every 3"] {
+        cli.run(&format!("features --transcoders set {text} --out x {flag}")).error(&[flag.split(' ').next().unwrap()]);
+    }
     cli.run(&format!("features --transcoders set --sae set {text} --out x")).error(&["--sae"]);
 }

@@ -208,6 +208,28 @@ fn a_sweep_tells_what_every_strength_does() {
 }
 
 #[test]
+fn only_the_named_positions_are_steered() {
+    let cli = trained();
+    let vector = cli.path("at.safetensors");
+    let values: Vec<f32> = (0..128).map(|i| if i % 3 == 0 { 40.0 } else { -20.0 }).collect();
+    let tensor = Tensor::from_slice(&values, 128, &Device::Cpu).unwrap();
+    safetensors::serialize_to_file([("vector", &tensor)], None, &vector).unwrap();
+    let hook = "blocks.1.hook_resid_post";
+    let texts = |at: &str| {
+        let line = format!("--vector {} --hook {hook} --strength 1 --json {at}", vector.display());
+        let report = demo(cli, &line, "The capital of France is").json();
+        (report["steered"].clone(), report["unsteered"].clone())
+    };
+    let (everywhere, unsteered) = texts("");
+    // Tokens: beginning of sequence, The, capital, of, France, is.
+    let (all, _) = texts("--at all");
+    let (one, _) = texts("--at France");
+    let (same, _) = texts("--at 4");
+    println!("{unsteered}\n{everywhere}\n{all}\n{one}");
+    assert!(one == same && one != everywhere, "{one} {same} {everywhere}");
+}
+
+#[test]
 fn prompts_of_a_file_become_a_line_for_each_strength() {
     let (shared, cli) = (trained(), Cli::new());
     cli.write("prompts.jsonl", "{\"prompt\": \"The capital of France is\"}\n{\"text\": \"The capital of Peru is\"}\n");
@@ -324,6 +346,8 @@ fn what_does_not_fit_is_said_with_what_to_do() {
     feature("--clamp 0,2 --method simple-additive").error(&["--method"]);
     feature("--clamp 1 --strength-multiplier 2").error(&["--strength-multiplier", "--method"]);
     feature("--strength 1 --no-error-term").error(&["--no-error-term"]);
+    feature("--clamp 1 --normalize").error(&["--normalize", "--clamp"]);
+    feature("--clamp 1 --at 99").error(&["--at", "0 to"]);
     feature("--clamp 1 --chat").error(&["chat template", "--chat"]);
     demo(&cli, &format!("--sae {sae} --feature 1:3 --clamp 0,2"), "The").error(&["--feature", "value of its own"]);
     demo(&cli, "--feature 1 --clamp 2", "The").error(&["--sae"]);

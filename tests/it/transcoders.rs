@@ -55,6 +55,9 @@ fn a_set_of_all_layers_is_trained_written_read_and_measured() {
     let line = "eval --transcoders set --model demo --data world.jsonl --tokens 1k";
     let measured = cli.run(&format!("{line} --json")).json();
     assert_eq!(measured["layers"].as_array().unwrap().len(), n);
+    for flag in ["--keep-first-position", "--held-out 0.5", "--no-directions", "--model-sequences 3"] {
+        cli.run(&format!("{line} {flag}")).error(&["--transcoders", flag.split(' ').next().unwrap()]);
+    }
     let table = cli.run(line).ok();
     for expected in ["explained variance", "all layers replaced", "all layers at their means", "same top token"] {
         assert!(table.contains(expected), "{expected}: {table}");
@@ -96,7 +99,39 @@ fn sets_killed_ten_times_equal_uninterrupted_ones() {
 }
 
 #[test]
-fn some_layers_and_topk_become_dictionaries_of_their_own() {
+fn a_set_of_topk_is_one_that_graph_reads_and_circuit_tracer_refuses() {
+    let cli = with_world();
+    cli.run(&format!("train-transcoders {TEXT} {SMALL} --arch topk --k 4 --out set")).ok();
+    let text = std::fs::read_to_string(cli.path("set/config.yaml")).unwrap();
+    assert!(text.contains("model_kind: mechinterp_transcoder_set"), "{text}");
+    let line = "graph --model demo --transcoders set --verify --json --prompt";
+    let graph = cli.run_with(line, "the capital of France is").json();
+    assert!(graph["report"]["active_features"].as_u64().unwrap() > 8, "{graph}");
+    assert!(graph["report"]["largest_row_error"].as_f64().unwrap() < 1e-4);
+    assert!(graph["verification"]["largest_edge_error"].as_f64().unwrap() < 1e-3);
+}
+
+#[test]
+fn without_held_out_text_the_set_is_written_and_not_measured() {
+    let cli = with_world();
+    let report = cli.run(&format!("train-transcoders {TEXT} {SMALL} --k 4 --held-out 0 --out set --json")).json();
+    assert!(report["replacement"].is_null() && report["layers"][0]["heldout"].is_null(), "{report}");
+    assert!(open_set(&cli.path("set")).is_ok());
+}
+
+#[test]
+fn a_converted_set_leaves_the_work_of_another_run_alone() {
+    let cli = with_world();
+    cli.run(&format!("train-transcoders {TEXT} {SMALL} --k 4 --out set")).ok();
+    std::fs::create_dir_all(cli.path("other.partial/training")).unwrap();
+    cli.write("other.partial/training/step", "1");
+    cli.run("convert --set set --to saelens --out other").error(&["other.partial", "cut-off run"]);
+    assert!(cli.path("other.partial/training/step").exists());
+    cli.run("convert --set set --to saelens --out own").ok();
+}
+
+#[test]
+fn some_layers_become_dictionaries_of_their_own() {
     let cli = with_world();
     cli.run(&format!("train-transcoders {TEXT} {SMALL} --arch topk --k 4 --layers 0,2-3 --out some")).ok();
     for layer in [0, 2, 3] {
@@ -135,6 +170,7 @@ fn wrong_flags_of_sets_are_errors_before_anything_is_computed() {
     let line = format!("train-transcoders {TEXT} {SMALL} --out set");
     cli.run(&format!("{line} --layers 0-99")).error(&["--layers", "99"]);
     cli.run(&format!("{line} --layers 3-1")).error(&["--layers"]);
+    cli.run(&format!("{line} --layers some")).error(&["--layers", "numbers"]);
     cli.run(&format!("{line} --cross-layer --skip")).error(&["--cross-layer", "--skip"]);
     cli.run(&format!("{line} --cross-layer --arch topk")).error(&["--arch", "batchtopk"]);
     cli.run(&format!("{line} --arch gated")).error(&["--arch", "gated", "batchtopk"]);

@@ -9,7 +9,7 @@ use crate::base::{Error, Result};
 pub struct Graph {
     /// Where it comes from.
     pub source: GraphSource,
-    /// The token ids of the prompt.
+    /// The token ids of the prompt; none where a file does not say all of them.
     pub tokens: Vec<u32>,
     /// Their texts.
     pub token_texts: Vec<String>,
@@ -105,6 +105,7 @@ pub struct Node {
     /// Its position in the prompt; a target's is the last.
     pub position: usize,
     /// Its influence on the targets: the sum over all paths of the shares of normalised edges.
+    #[serde(deserialize_with = "crate::base::number::or_nan")]
     pub influence: f64,
     /// The share of all influence that this node and those of more influence have; small for the most important.
     /// `None` for targets.
@@ -159,6 +160,7 @@ pub struct Edge {
     /// Index of the target.
     pub target: usize,
     /// What the source contributes to the target's pre-activation or logit.
+    #[serde(deserialize_with = "crate::base::number::or_nan")]
     pub weight: f32,
     /// How much went there when the source was taken away, measured with patterns, norms and MLP outputs held.
     pub measured: Option<f32>,
@@ -168,8 +170,10 @@ pub struct Edge {
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct GraphScores {
     /// Share of the influence of tokens in that of tokens and errors: 1 when no path starts at an error.
+    #[serde(deserialize_with = "crate::base::number::or_nan")]
     pub replacement: f64,
     /// Share of the inputs of nodes that come from features and tokens, weighted by influence.
+    #[serde(deserialize_with = "crate::base::number::or_nan")]
     pub completeness: f64,
 }
 
@@ -185,6 +189,7 @@ pub struct GraphReport {
     /// The scores before pruning.
     pub unpruned_scores: GraphScores,
     /// The largest `|Σ row + biases − pre-activation|` of all rows, relative to the largest term.
+    #[serde(deserialize_with = "crate::base::number::or_nan")]
     pub largest_row_error: f64,
     /// Wall-clock seconds.
     pub seconds: f64,
@@ -226,13 +231,16 @@ pub struct VerifiedNode {
     #[serde(default)]
     pub target: usize,
     /// By the graph: the sum over all paths.
+    #[serde(deserialize_with = "crate::base::number::or_nan")]
     pub predicted: f64,
     /// Measured with patterns, norms and errors held and later features free to follow.
+    #[serde(deserialize_with = "crate::base::number::or_nan")]
     pub frozen: f64,
     /// Measured with patterns and norms held, and the model's own MLPs.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::base::number::or_nan")]
     pub mlps: f64,
     /// Measured in the free model.
+    #[serde(deserialize_with = "crate::base::number::or_nan")]
     pub free: f64,
     /// Features that switched on or off where they were free to follow: the graph, which is linear, cannot know that.
     #[serde(default)]

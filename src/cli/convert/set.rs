@@ -48,10 +48,9 @@ pub(super) fn run(reference: &str, to: Format, out: &Path, model_name: Option<&s
 
 /// Writes the set, reads it back and says how far the two are apart.
 fn write(set: &TranscoderSet, reference: &str, source: &Path, format: SetFormat, out: &Path) -> Result<f64> {
-    let artifact = Artifact::begin(out, true)?;
+    let artifact = Artifact::begin_new(out)?;
     if let Err(error) = interop::write_set_in(set, artifact.dir(), format) {
-        // A refusal leaves nothing behind; what cannot be removed does no harm either.
-        drop(std::fs::remove_dir_all(artifact.dir()));
+        artifact.discard();
         return Err(error);
     }
     let difference = interop::set_distance(set, &interop::open_set(artifact.dir())?)?;

@@ -30,7 +30,7 @@ pub(super) struct Args {
     sae: Option<PathBuf>,
     /// A transcoder set, in place of --sae: an index of every layer at once, in directories under --out. With --model and
     /// --data.
-    #[arg(long, value_name = "SET", conflicts_with_all = ["sae", "index", "cache", "html", "export", "on", "resume"], requires_all = ["model", "data", "out"])]
+    #[arg(long, value_name = "SET", conflicts_with_all = ["sae", "index", "cache", "hook", "checkpoint_every", "html", "export", "export_set", "feature", "search", "on", "like", "random", "sort", "limit", "min_density", "max_density", "labelled", "dead", "live", "examples", "intervals"], requires_all = ["model", "data", "out"])]
     transcoders: Option<String>,
     /// Layers of --transcoders: numbers from 0 and ranges as 4-7.
     #[arg(long, value_name = "LIST", default_value = "all", requires = "transcoders")]

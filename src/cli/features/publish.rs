@@ -91,7 +91,7 @@ fn export(args: &Args, format: Format, index: &IndexFile, set: Option<&str>, out
             remedy: "give the dictionary that the index was made of".into(),
         });
     }
-    let artifact = Artifact::begin(out, true)?;
+    let artifact = Artifact::begin_new(out)?;
     let features: Vec<u32> = (0..index.header.d_sae as u32).collect();
     let source = Source {
         header: &index.header,

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use crate::analysis::graph::{GraphSettings, TargetChoice};
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::cli::expect::ForceArgs;
-use crate::cli::places;
 use crate::cli::prompts::{ReadingArgs, TokenList};
 use crate::cli::render::Ui;
 use crate::cli::steer::ChatArgs;
+use crate::cli::{open, places};
 use crate::data::tokenizer::Tokenizer;
+use crate::interop::neuronpedia::graph::METADATA_FILE;
 
 use super::pictures::PictureArgs;
 
@@ -69,10 +70,10 @@ pub(super) struct TargetArgs {
     #[arg(long, value_name = "TEXT", requires = "target")]
     against: Option<String>,
     /// Likeliest tokens to explain, at most.
-    #[arg(long, value_name = "N", default_value_t = GraphSettings::default().max_n_logits)]
+    #[arg(long, value_name = "N", default_value_t = GraphSettings::default().max_n_logits, conflicts_with = "target")]
     max_logits: usize,
     /// Explain the likeliest tokens until their probabilities sum to this.
-    #[arg(long, value_name = "P", default_value_t = GraphSettings::default().desired_logit_prob)]
+    #[arg(long, value_name = "P", default_value_t = GraphSettings::default().desired_logit_prob, conflicts_with = "target")]
     logit_prob: f64,
 }
 
@@ -129,6 +130,21 @@ Examples:
   … --html capital.html                                  a page to look around in, offline
   mechinterp graph show graphs/capital.json              the same again, with names and groups made on the page";
 
+impl OutputArgs {
+    /// Checks that all files can be written, each for itself.
+    ///
+    /// # Errors
+    /// `Flag` for two files of one name, or that of the list of graphs beside them; `Io`.
+    pub(super) fn check(&self) -> Result<()> {
+        self.out.iter().try_for_each(|file| open::check_writable(file))?;
+        if let Some(file) = self.out.as_ref().filter(|file| file.ends_with(METADATA_FILE)) {
+            let remedy = "give the graph a name of its own: that is the list of all graphs in a directory";
+            return Err(Error::flag("--out", format!("a name other than {METADATA_FILE}"), file.display(), remedy));
+        }
+        self.pictures.check(self.out.as_deref())
+    }
+}
+
 impl SizeArgs {
     /// The settings of attribution and pruning through so many `dictionaries`, if any; `is_gemma_chat` for prompts that
     /// begin as Gemma 3's chats do.
@@ -158,7 +174,7 @@ impl TargetArgs {
         match (named.as_slice(), &self.against) {
             ([], _) => Ok(TargetChoice::Likeliest { most: self.max_logits, probability: self.logit_prob }),
             ([one], Some(against)) => Ok(TargetChoice::Contrast(*one, token("--against", against)?)),
-            (several, Some(_)) => Err(crate::base::Error::flag(
+            (several, Some(_)) => Err(Error::flag(
                 "--against",
                 "a single --target to set against it",
                 several.len(),

@@ -1,6 +1,6 @@
 //! `mechinterp graph intervene`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::analysis::graph::{FeatureChange, FrozenRun, Graph, Hold, NodeKind};
 use crate::base::{Error, Result};
@@ -9,6 +9,8 @@ use crate::cli::open::{self, Opened};
 use crate::cli::prompts::{Prompt, PromptArgs, ReadingArgs, TokenList};
 use crate::cli::render::Ui;
 use crate::cli::{Common, Outcome, places};
+use crate::data::tokenizer::BosPolicy;
+use crate::dictionary::{SetKind, TranscoderSet};
 use crate::interop::neuronpedia::graph as graph_file;
 use crate::model::HookPlan;
 use crate::model::generate::{GenerateSettings, generate};
@@ -86,6 +88,9 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let files = open::locate(&args.model, ui)?;
     set.check_model(&open::config(&files)?)?;
     let opened = open::open_files(&files, args.reading.dtype, common.device)?;
+    if let Some(graph) = &graph {
+        args.check_graph(graph, &set, ui)?;
+    }
     let (prompt, tokens) = args.prompt(&opened, graph.as_ref())?;
     let changes = args.changes(operation, &opened, graph.as_ref(), &tokens)?;
     let zero_positions = args.zero_positions.or(graph.as_ref().map(|graph| graph.source.settings.zero_positions));
@@ -106,6 +111,39 @@ impl Args {
             (_, true) => (Hold::everything(opened.model.config()), "attention, norms and MLPs: direct effects alone"),
             _ => (Hold::Patterns, "attention patterns"),
         }
+    }
+
+    /// Refuses a graph of another model or of other dictionaries: its nodes would be other features.
+    fn check_graph(&self, graph: &Graph, set: &TranscoderSet, ui: &Ui) -> Result<()> {
+        let file = self.graph.as_deref().unwrap_or(Path::new("")).display();
+        let of_set = set.config();
+        if graph.n_layers != of_set.n_layers {
+            return Err(Error::Mismatch {
+                what: "the graph and the transcoder set",
+                left: format!("{} layers in {file}", graph.n_layers),
+                right: format!("{} layers in {set}", of_set.n_layers),
+                remedy: "give the set that the graph was made with".into(),
+            });
+        }
+        let name = |scan: &str| scan.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
+        let other_kind = graph.source.cross_layer != (of_set.kind == SetKind::CrossLayer);
+        // Files of other programs name sets in other ways.
+        if !graph.source.model.is_empty() && (other_kind || name(&graph.source.scan) != name(&of_set.scan)) {
+            let kind = if graph.source.cross_layer { "cross-layer features" } else { "features" };
+            let both = (format!("{kind} of {} in {file}", graph.source.scan), set.to_string());
+            self.force.allow("the graph and the transcoder set", both, "give the set that it was made with", ui)?;
+        }
+        if self.prompt.is_none() && self.tokens.is_none() {
+            if graph.tokens.is_empty() {
+                let remedy = "give the prompt with --prompt, or its ids with --tokens";
+                return Err(Error::flag("--graph", "a graph with the ids of its tokens", file, remedy));
+            }
+            if self.reading.bos() == BosPolicy::Never {
+                let remedy = "leave it out: the graph has the tokens of its prompt";
+                return Err(Error::flag("--no-bos", "a --prompt beside it", "none", remedy));
+            }
+        }
+        Ok(())
     }
 
     fn prompt(&self, opened: &Opened, graph: Option<&Graph>) -> Result<(String, Vec<u32>)> {

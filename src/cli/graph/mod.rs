@@ -9,6 +9,7 @@ mod saes;
 mod show;
 mod summary;
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use crate::analysis::graph::{About, Graph, LayerIndexes, Traced, VerifySettings, check_prompt, trace, verify};
@@ -53,8 +54,7 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
 }
 
 fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
-    args.output.out.iter().try_for_each(|file| open::check_writable(file))?;
-    args.output.pictures.check()?;
+    args.output.check()?;
     args.size.settings(&args.targets, args.sae.len(), false).check()?;
     let given = PromptArgs::of_one(args.prompt.clone(), args.tokens.clone()).read()?;
     let indexes = LayerIndexes::open(&args.labels)?;
@@ -97,11 +97,22 @@ fn run_trace(args: TraceArgs, common: &Common, ui: &Ui) -> Result<Outcome> {
     let traced = trace(&opened.model, &set, &tokens, &choice, &settings, &about, ui.progress())?;
     let Traced { mut graph, attribution, context } = traced;
     drop(context);
+    let mut verified = Ok(());
     if args.check.verify {
         let settings = VerifySettings { nodes: args.check.verify_nodes, ..VerifySettings::default() };
-        verify(&opened.model, &set, &mut graph, Some(&attribution), settings, ui.progress())?;
+        verified = verify(&opened.model, &set, &mut graph, Some(&attribution), settings, ui.progress());
     }
-    finish(&args, graph, &indexes, &opened, ui)
+    // What is traced is worth keeping without the check, too.
+    let interrupted = matches!(verified, Err(Error::Interrupted { .. }));
+    if !interrupted {
+        verified?;
+        return finish(&args, graph, &indexes, &opened, ui);
+    }
+    finish(&args, graph, &indexes, &opened, ui)?;
+    Err(Error::Interrupted {
+        kept: "the graph is whole, but not verified".into(),
+        resume: "run the same command again".into(),
+    })
 }
 
 /// Whether the first token is one that stands in no text.
@@ -116,16 +127,18 @@ fn finish(args: &TraceArgs, mut graph: Graph, indexes: &LayerIndexes, opened: &O
     let (state, out) = (GraphState::default(), args.output.out.as_deref());
     let named = out.or(args.output.pictures.html()).and_then(|file| file.file_stem());
     let slug = named.map_or("graph".into(), |stem| stem.to_string_lossy());
-    let mut publication = Publication { graph: &graph, state: &state, slug: &slug, scan: None, created_ms };
-    let scan;
+    let publication = Publication { graph: &graph, state: &state, slug: &slug, scan: None, created_ms };
     if let Some(file) = out {
-        let dir = file.parent().unwrap_or(std::path::Path::new("."));
-        scan = if indexes.is_empty() { None } else { write_features(dir, &graph, indexes, ui.progress())? };
-        publication.scan = scan.as_deref();
         write(file, &publication)?;
         ui.say(format!("wrote {}", file.display()));
     }
     args.output.pictures.write(&publication, indexes, ui)?;
+    if let (Some(file), false) = (out, indexes.is_empty()) {
+        let dir = file.parent().unwrap_or(Path::new("."));
+        if let Some(scan) = write_features(dir, &graph, indexes, ui.progress()).map_err(|error| without(error, file))? {
+            write(file, &Publication { scan: Some(&scan), ..publication })?;
+        }
+    }
     if ui.json() {
         ui.out_json(&graph)?;
     } else {
@@ -134,8 +147,23 @@ fn finish(args: &TraceArgs, mut graph: Graph, indexes: &LayerIndexes, opened: &O
     Ok(checked(&graph, args, opened, ui))
 }
 
+/// Stopped when only the examples of a graph's features were missing.
+fn without(error: Error, file: &Path) -> Error {
+    match error {
+        Error::Interrupted { .. } => Error::Interrupted {
+            kept: format!("{} is whole, but its features' examples are not all beside it", file.display()),
+            resume: "run the same command again".into(),
+        },
+        other => other,
+    }
+}
+
 /// Whether rows sum to what they explain.
 fn checked(graph: &Graph, args: &TraceArgs, opened: &Opened, ui: &Ui) -> Outcome {
+    if graph.edges.iter().any(|edge| !edge.weight.is_finite()) {
+        ui.progress().warn("some edges are no finite numbers: do not trust this graph");
+        return Outcome::No;
+    }
     let exact = args.reading.dtype == DtypeChoice::F32 && opened.model.device().is_cpu();
     if !args.sae.is_empty() {
         return saes::checked(graph, args.steps, ui);

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::analysis::graph::LayerIndexes;
-use crate::base::Result;
 use crate::base::artifact::write_atomic;
+use crate::base::{Error, Result};
 use crate::cli::open;
 use crate::cli::render::Ui;
 use crate::interop::neuronpedia::graph::Publication;
@@ -18,20 +18,33 @@ pub(super) struct PictureArgs {
     #[arg(long, value_name = "FILE.html")]
     html: Option<PathBuf>,
     /// A still picture.
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", group = "picture")]
     svg: Option<PathBuf>,
     /// The same for Graphviz.
-    #[arg(long, value_name = "FILE.dot")]
+    #[arg(long, value_name = "FILE.dot", group = "picture")]
     dot: Option<PathBuf>,
     /// Features and errors in --svg and --dot, the most influential ones.
-    #[arg(long, value_name = "N", default_value_t = 30)]
+    #[arg(long, value_name = "N", default_value_t = 30, requires = "picture")]
     picture_nodes: usize,
 }
 
 impl PictureArgs {
-    /// Checks that all files can be written.
-    pub(super) fn check(&self) -> Result<()> {
-        [&self.html, &self.svg, &self.dot].into_iter().flatten().try_for_each(|path| open::check_writable(path))
+    /// Checks that all files can be written, and that none is another one or `graph`.
+    ///
+    /// # Errors
+    /// `Flag` for one file under two flags; `Io`.
+    pub(super) fn check(&self, graph: Option<&Path>) -> Result<()> {
+        let mut seen = graph.into_iter().collect::<Vec<_>>();
+        for (flag, path) in [("--html", &self.html), ("--svg", &self.svg), ("--dot", &self.dot)] {
+            let Some(path) = path else { continue };
+            open::check_writable(path)?;
+            if seen.contains(&path.as_path()) {
+                let remedy = "give each its own";
+                return Err(Error::flag(flag, "a file that no other flag names", path.display(), remedy));
+            }
+            seen.push(path);
+        }
+        Ok(())
     }
 
     /// The page's file.
@@ -41,17 +54,17 @@ impl PictureArgs {
 
     /// Writes what was asked for.
     pub(super) fn write(&self, publication: &Publication<'_>, indexes: &LayerIndexes, ui: &Ui) -> Result<()> {
-        let wrote = |path: &Path| ui.say(format!("wrote {}", path.display()));
         if let Some(path) = &self.html {
             graph::write(path, publication, indexes)?;
-            wrote(path);
+            ui.say(format!("wrote {}", path.display()));
         }
-        let text =
-            |draw: fn(&crate::analysis::graph::Graph, usize) -> String| draw(publication.graph, self.picture_nodes);
-        for (path, draw) in [(&self.svg, graph::svg as fn(&_, _) -> _), (&self.dot, graph::dot)] {
+        // Names given on the page are part of its state; pictures have none.
+        let mut named = publication.graph.clone();
+        publication.state.name(&mut named);
+        for (path, draw) in [(&self.svg, graph::svg as fn(&_, _) -> String), (&self.dot, graph::dot)] {
             if let Some(path) = path {
-                write_atomic(path, text(draw).as_bytes())?;
-                wrote(path);
+                write_atomic(path, draw(&named, self.picture_nodes).as_bytes())?;
+                ui.say(format!("wrote {}", path.display()));
             }
         }
         Ok(())

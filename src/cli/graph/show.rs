@@ -27,7 +27,7 @@ pub(in crate::cli) struct Args {
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<Outcome> {
-    args.pictures.check()?;
+    args.pictures.check(None)?;
     let indexes = LayerIndexes::open(&args.labels)?;
     let GraphFile { mut graph, state, slug, scan, notes } = read(&args.file)?;
     for note in &notes {

@@ -200,6 +200,12 @@ pub(super) fn interventions(
     config: &ModelConfig,
 ) -> Result<Vec<Intervention>> {
     let strengths = operation.strengths().into_iter();
+    let of_activations = !matches!(operation.kind, Kind::ProjectOut | Kind::Method(_));
+    if args.targets.normalize && vectors.is_empty() && of_activations {
+        let expected = "a vector, or a change along a feature's direction";
+        let found = format!("{}, a change of activations", operation.flag());
+        return Err(Error::flag("--normalize", expected, found, "leave it out"));
+    }
     let of = |strength| -> Result<Intervention> {
         let plain = at_strength(args, operation, dictionary, vectors, config, strength)?;
         let transcoders = set.map(|set| of_transcoders(args, operation, set, strength)).transpose()?;

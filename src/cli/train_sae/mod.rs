@@ -99,12 +99,13 @@ pub(super) struct LengthArgs {
     /// Steps without firing after which a feature counts as dead; from 50 to 1000 by the length of the run when absent.
     #[arg(long, value_name = "N")]
     dead_feature_window: Option<u64>,
-    /// Steps between measurements on held-out text; a twentieth of all steps when absent.
+    /// Steps between measurements on held-out text; a twentieth of all steps when absent, for sets of transcoders a
+    /// fifth.
     #[arg(long, value_name = "N")]
     eval_every: Option<u64>,
-    /// Steps between checkpoints.
-    #[arg(long, value_name = "N", default_value_t = TrainSettings::default().checkpoint_every)]
-    checkpoint_every: u64,
+    /// Steps between checkpoints; 250 when absent, for sets of transcoders an eighth of all steps, from 25 to 250.
+    #[arg(long, value_name = "N")]
+    pub(super) checkpoint_every: Option<u64>,
     /// Steps between lines of metrics.jsonl.
     #[arg(long, value_name = "N", default_value_t = TrainSettings::default().log_every)]
     log_every: u64,
@@ -226,7 +227,7 @@ impl LengthArgs {
             lr_decay_steps,
             dead_feature_window,
             eval_every: eval_every.or(rest.eval_every),
-            checkpoint_every,
+            checkpoint_every: checkpoint_every.unwrap_or(rest.checkpoint_every),
             log_every,
             ..rest
         }

@@ -1,6 +1,5 @@
 //! `mechinterp train-transcoders`: transcoders of all layers in one pass, or a cross-layer transcoder.
 
-mod layers;
 mod output;
 
 use std::path::{Path, PathBuf};
@@ -12,11 +11,12 @@ use crate::analysis::eval::replacement::{ReplacementReport, replacement};
 use crate::base::artifact::write_json;
 use crate::base::{Artifact, Error, Result, RunRecord};
 use crate::dictionary::TranscoderSet;
-use crate::dictionary::train::{Member, SetRun, TrainArchitecture, TrainSettings, TrainSummary, train_set};
+use crate::dictionary::train::{
+    Member, SetRun, TrainArchitecture, TrainSettings, TrainSummary, check_cross_layer, train_set,
+};
 use crate::model::{HookPoint, ModelConfig};
 use crate::store::RowSource;
 
-use self::layers::Layers;
 use self::output::Trained;
 use super::cache::count;
 use super::filter::FilterArgs;
@@ -56,13 +56,13 @@ pub(super) struct Args {
     /// Text for it: .txt, .jsonl or .parquet files, or a hub dataset; repeat the flag for several.
     #[arg(long, value_name = "FILE|HUB", num_args = 1.., required = true)]
     data: Vec<String>,
-    /// Directory to make: a set that `graph` reads and circuit-tracer loads; without all layers, or with topk, a
+    /// Directory to make: a set that `graph` reads and circuit-tracer loads, with topk only `graph`; without all layers, a
     /// directory in SAELens' layout for each layer.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Layers to train, such as 0-5,7; all when absent.
-    #[arg(long, value_name = "N,N-N…", conflicts_with = "cross_layer")]
-    layers: Option<Layers>,
+    /// Layers to train: numbers from 0 and ranges as 4-7; all when absent.
+    #[arg(long, value_name = "LIST", conflicts_with = "cross_layer")]
+    layers: Option<String>,
     /// What each layer reads, as a hook point without its layer.
     #[arg(long, value_name = "NAME", default_value = "mlp.hook_in")]
     input_hook: String,
@@ -123,8 +123,11 @@ struct LayerReport {
 }
 
 pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
-    let settings = args.settings()?;
+    let settings = args.settings();
     let device = common.device.open()?;
+    if args.cross_layer {
+        check_cross_layer(&settings, &device)?;
+    }
     let config = open::config(&open::locate(&args.model, ui)?)?;
     let places = args.places(&config)?;
     let rows = RowArgs::streamed(&args.model, &args.data, &args.stream, args.held_out, &args.filter);
@@ -143,7 +146,7 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         name: format!("{TRAINING}/layer_{}", place.layer),
         hook: 2 * i,
         target: Some(2 * i + 1),
-        settings: TrainSettings { seed: args.seed + place.layer as u64, ..settings.clone() },
+        settings: TrainSettings { seed: args.seed.wrapping_add(place.layer as u64), ..settings.clone() },
         metadata: of_transcoder(metadata[2 * i..2 * i + 2].to_vec()),
     };
     let layers = train_set(SetRun {
@@ -163,8 +166,9 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
         .collect();
     let trained = args.assemble(layers, &config)?;
     output::write(&artifact, &places, &trained, &reports)?;
+    let text = text.filter(|text| args.eval_tokens > 0 && !text.sequences.is_empty());
     let replacement = match (&trained, text) {
-        (Trained::Set(set), Some(text)) if args.eval_tokens > 0 => Some(args.replacement(set, &text, common, ui)?),
+        (Trained::Set(set), Some(text)) => Some(args.replacement(set, &text, common, ui).map_err(unmeasured)?),
         _ => None,
     };
     if let Some(replacement) = &replacement {
@@ -183,7 +187,7 @@ pub(super) fn run(args: &Args, common: &Common, ui: &Ui) -> Result<Outcome> {
 }
 
 impl Args {
-    fn settings(&self) -> Result<TrainSettings> {
+    fn settings(&self) -> TrainSettings {
         let rest = TrainSettings {
             arch: TrainArchitecture::BatchTopK,
             seed: self.seed,
@@ -194,6 +198,7 @@ impl Args {
             ..TrainSettings::default()
         };
         let mut settings = self.method.settings(self.length.settings(rest));
+        let given = self.length.checkpoint_every.is_some();
         if settings.arch == TrainArchitecture::BatchTopK {
             settings.topk_threshold_lr = settings.topk_threshold_lr.or(Some(THRESHOLD_RATE));
         }
@@ -202,21 +207,16 @@ impl Args {
             settings.eval_every = Some((steps / MEASUREMENTS).max(1).next_multiple_of(settings.log_every.max(1)));
         }
         // A step of all layers takes seconds: the default of one dictionary would risk half an hour.
-        if let (true, Some(steps)) = (settings.checkpoint_every == TrainSettings::default().checkpoint_every, steps) {
+        if let (false, Some(steps)) = (given, steps) {
             settings.checkpoint_every = (steps / CHECKPOINTS).clamp(25, settings.checkpoint_every);
         }
-        if self.cross_layer && settings.arch == TrainArchitecture::TopK {
-            let expected = "batchtopk, jumprelu or relu with --cross-layer";
-            let remedy = "batchtopk keeps as many features active, on average over a batch";
-            return Err(Error::flag("--arch", expected, "topk, which no file format of them has", remedy));
-        }
-        Ok(settings)
+        settings
     }
 
     /// The hook points of every layer that is to be trained.
     fn places(&self, config: &ModelConfig) -> Result<Vec<Place>> {
         let layers = match &self.layers {
-            Some(layers) => layers.within(config.n_layers)?,
+            Some(layers) => super::places::numbers("--layers", layers, config.n_layers)?,
             None => (0..config.n_layers).collect(),
         };
         let point = |layer: usize, name: &str| HookPoint::resolve(&format!("blocks.{layer}.{name}"), config);
@@ -293,6 +293,18 @@ impl Args {
         let text = super::replacement::text(tokenizer, corpus, *pack, sequences)?;
         let opened = open::open(&self.model, open::fast_dtype(common.device), common.device, ui)?;
         replacement(set, &opened.model, &text, ui.progress())
+    }
+}
+
+/// Stopped when only the figures of the whole set were missing.
+fn unmeasured(error: Error) -> Error {
+    match error {
+        Error::Interrupted { .. } => Error::Interrupted {
+            kept: "all layers are trained".into(),
+            resume: "run the same command with --resume, and with --eval-tokens 0 to leave the last measurement out"
+                .into(),
+        },
+        other => other,
     }
 }
 

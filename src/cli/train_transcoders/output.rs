@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::base::artifact::write_json;
 use crate::base::{Artifact, Error, Result};
-use crate::dictionary::train::{METRICS_FILE, SESSIONS_FILE, TrainArchitecture, TrainedLayer, assemble};
+use crate::dictionary::train::{METRICS_FILE, SESSIONS_FILE, TrainedLayer, assemble};
 use crate::dictionary::{SetKind, TranscoderSet, io};
 use crate::interop::{SetFormat, write_set_in};
 use crate::model::ModelConfig;
@@ -19,17 +19,16 @@ const LAYERS_FILE: &str = "layers.json";
 
 /// What the layers of a finished run are.
 pub(super) enum Trained {
-    /// A set that other programs read.
+    /// A set.
     Set(TranscoderSet),
-    /// Some layers, or an architecture that sets have no file format for: a dictionary each.
+    /// Some layers: a dictionary each.
     Apart(Vec<TrainedLayer>),
 }
 
 impl Args {
     /// Puts the trained layers together.
     pub(super) fn assemble(&self, layers: Vec<TrainedLayer>, config: &ModelConfig) -> Result<Trained> {
-        let top_k = layers.iter().any(|layer| layer.summary.plan.arch == TrainArchitecture::TopK);
-        if layers.len() != config.n_layers || top_k {
+        if layers.len() != config.n_layers {
             return Ok(Trained::Apart(layers));
         }
         let kind = if self.cross_layer { SetKind::CrossLayer } else { SetKind::PerLayer };
@@ -47,7 +46,7 @@ pub(super) fn write(artifact: &Artifact, places: &[Place], trained: &Trained, re
     }
     write_json(&dir.join(LAYERS_FILE), &reports)?;
     let layers = match trained {
-        Trained::Set(set) => return write_set_in(set, dir, SetFormat::CircuitTracer),
+        Trained::Set(set) => return write_set_in(set, dir, SetFormat::best_for(set)),
         Trained::Apart(layers) => layers,
     };
     for (place, TrainedLayer { dictionary, frequencies, .. }) in places.iter().zip(layers) {

@@ -81,7 +81,9 @@ impl EncoderWeights {
             self.encode_piece(parts[task / pieces], first..(first + width).min(f))
         };
         let mut tasks: Vec<Vec<Picked>> = (0..parts.len() * pieces).into_par_iter().map(task).collect::<Result<_>>()?;
-        self.checked.store(true, Ordering::Relaxed);
+        if !parts.is_empty() {
+            self.checked.store(true, Ordering::Relaxed);
+        }
         let joined = tasks.par_chunks_mut(pieces.max(1)).map(|pieces| self.join(pieces)).collect();
         Ok(SparseCodes::joined(f, joined))
     }

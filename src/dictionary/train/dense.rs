@@ -24,7 +24,7 @@ pub(super) struct DenseState {
     step: u64,
     /// As in [`State`].
     pub(super) threshold: f64,
-    penalty_scale: f64,
+    pub(super) penalty_scale: f64,
 }
 
 /// What an architecture makes of pre-activations.

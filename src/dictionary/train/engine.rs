@@ -69,6 +69,14 @@ impl Engine {
         }
     }
 
+    /// What the coefficient of the penalty is multiplied by, so that an annealed exponent leaves the penalty as it was.
+    pub(super) fn penalty_scale(&self) -> f64 {
+        match self {
+            Self::Sparse(both) => both.0.penalty_scale,
+            Self::Dense(_, state) => state.penalty_scale,
+        }
+    }
+
     /// The layer of a cross-layer transcoder that this is, for the step that all layers take together.
     ///
     /// # Errors

@@ -47,7 +47,8 @@ pub use assemble::assemble;
 pub use log::{METRICS_FILE, MetricsLine};
 pub use method::SparsityLoss;
 pub use run::{
-    Member, MemberEnd, SetRun, SweepRun, TrainRun, TrainSummary, TrainedLayer, train, train_set, train_sweep,
+    Member, MemberEnd, SetRun, SweepRun, TrainRun, TrainSummary, TrainedLayer, check_cross_layer, train, train_set,
+    train_sweep,
 };
 pub use sessions::{SESSIONS_FILE, Session};
 pub use settings::{DeadFeatures, DecoderBias, Method, TrainArchitecture, TrainPlan, TrainSettings, TranscoderPlan};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::log::MetricsLine;
 use super::parameters::Shape;
-use super::settings::{TrainPlan, TrainSettings};
+use super::settings::{TrainArchitecture, TrainPlan, TrainSettings};
 use super::together::{End, Kind, Rows, Run, train_all};
 use super::trainer::Seat;
 use crate::base::{Artifact, Error, Progress, Result};
@@ -183,6 +183,9 @@ pub fn train_sweep(run: SweepRun) -> Result<Vec<MemberEnd>> {
 pub fn train_set(run: SetRun) -> Result<Vec<TrainedLayer>> {
     let SetRun { source, heldout, layers, cross_layer, device, out, progress } = run;
     let kind = if cross_layer { Kind::CrossLayer } else { Kind::Set };
+    if cross_layer {
+        layers.iter().try_for_each(|layer| check_cross_layer(&layer.settings, device))?;
+    }
     let seats = seats(layers, &*source, out, Some(cross_layer))?;
     let mut trained = Vec::with_capacity(seats.len());
     let sink = |end: End| {
@@ -199,6 +202,37 @@ pub fn train_set(run: SetRun) -> Result<Vec<TrainedLayer>> {
     )?;
     Ok(trained)
 }
+
+/// Refuses what no cross-layer transcoder can be. Norms of decoder rows differ by layer once scales are folded in, which
+/// would change the features that win a place among the `k` largest.
+///
+/// # Errors
+/// `Flag` naming what has to go.
+pub fn check_cross_layer(settings: &TrainSettings, device: &Device) -> Result<()> {
+    let wrong = |flag, expected, found: &str, remedy| Err(Error::flag(flag, expected, found, remedy));
+    match settings.arch {
+        _ if settings.skip => wrong(
+            "--skip",
+            "a cross-layer transcoder without a linear connection",
+            "one",
+            "leave it out, or train transcoders of one layer each",
+        ),
+        _ if !device.is_cpu() => wrong(
+            "--device",
+            "cpu: the layers of a cross-layer transcoder are trained together there",
+            "a GPU",
+            "leave it out",
+        ),
+        TrainArchitecture::TopK => wrong(
+            "--arch",
+            "batchtopk, jumprelu or relu with --cross-layer",
+            "topk, which no file format of them has",
+            "batchtopk keeps as many features active, on average over a batch",
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Writes what was trained into `dir`.
 fn write(end: End, dir: &Path) -> Result<MemberEnd> {
     Ok(match end {
@@ -289,12 +323,13 @@ fn check_batches(seats: &[(Seat, Metadata)]) -> Result<()> {
     Ok(())
 }
 
-/// Asks for the memory of all weights, gradients and moments once, because a failed allocation later would end the
-/// process without a word.
+/// Asks for the memory of all weights, gradients and moments, and of the rows of one step, once, because a failed
+/// allocation later would end the process without a word.
 fn check_memory(seats: &[(Seat, Metadata)]) -> Result<()> {
     let bytes = |(Seat { plan, .. }, _): &(Seat, Metadata)| {
         let Shape { d_in, decoder, features, .. } = plan.shape();
-        4 * size_of::<f32>() * (d_in + decoder) * features
+        // Of a cross-layer transcoder all layers' rows are there at once, those of dead features twice.
+        4 * size_of::<f32>() * (d_in + decoder) * features + size_of::<f32>() * plan.batch_size * (d_in + decoder)
     };
     let all = seats.iter().map(bytes).fold(0usize, usize::saturating_add);
     if Vec::<u8>::new().try_reserve_exact(all).is_ok() {

@@ -123,17 +123,21 @@ impl Trainer {
         }
     }
 
+    /// Keeps the penalty of these rows what it was where the next step has another exponent.
+    fn anneal(&mut self, agenda: &Agenda, batches: &[Vec<f32>]) -> Result<()> {
+        let Some(before) = self.step.checked_sub(1) else { return Ok(()) };
+        let input = agenda.input((&batches[self.seat.hook], None));
+        self.engine.anneal(input, schedule::exponent(&self.seat.plan, before))
+    }
+
     /// One step on scaled rows, one batch a hook of the source.
     ///
     /// # Errors
     /// `NonFinite` when the loss or its gradient leaves the finite numbers.
     pub(super) fn step(&mut self, batches: &[Vec<f32>]) -> Result<Taken> {
         let agenda = self.agenda();
+        self.anneal(&agenda, batches)?;
         let input = agenda.input(self.rows(batches));
-        if self.step > 0 {
-            let before = schedule::exponent(&self.seat.plan, self.step - 1);
-            self.engine.anneal(input, before)?;
-        }
         let (report, grad_norm) = self.engine.step(&self.seat.plan, input, agenda.learning_rate)?;
         let taken = self.taken(report, grad_norm, &agenda)?;
         if self.revival_due() {
@@ -159,6 +163,7 @@ impl Trainer {
         let agendas: Vec<Agenda> = trainers.iter().map(Self::agenda).collect();
         let mut layers = Vec::with_capacity(trainers.len());
         for (trainer, agenda) in trainers.iter_mut().zip(&agendas) {
+            trainer.anneal(agenda, batches)?;
             let input = agenda.input(trainer.rows(batches));
             let Self { seat, engine, .. } = trainer;
             layers.push(engine.layer(&seat.plan, input)?);
@@ -200,7 +205,7 @@ impl Trainer {
 
     /// Counts a step.
     fn taken(&mut self, report: BatchReport, grad_norm: f64, agenda: &Agenda) -> Result<Taken> {
-        let Agenda { learning_rate, coefficient, .. } = *agenda;
+        let (learning_rate, coefficient) = (agenda.learning_rate, agenda.coefficient * self.engine.penalty_scale());
         self.step += 1;
         if !(report.loss.total(coefficient).is_finite() && grad_norm.is_finite()) {
             return Err(self.diverged());

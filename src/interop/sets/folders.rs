@@ -51,21 +51,20 @@ pub(super) fn has_layers(dir: &Path) -> bool {
 
 /// Opens the set in the folders of `path`, or in those that match it.
 pub(super) fn open(path: &Path) -> Result<OpenedSet> {
-    let (dir, chosen) = match split(path) {
-        Some((dir, before, after)) if dir.is_dir() => {
-            let named = |folder: &PathBuf| {
-                folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| matches(name, before, after))
-            };
-            (dir, folders(dir)?.into_iter().filter(named).collect())
-        }
-        _ => (path, folders(path)?),
+    let (dir, star) = match split(path) {
+        Some((dir, before, after)) if dir.is_dir() => (dir, Some((before, after))),
+        _ => (path, None),
     };
-    if let Some(files) = files_across_layers(dir)? {
+    let named = |name: Option<&std::ffi::OsStr>| {
+        let name = name.and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+        star.is_none_or(|(before, after)| matches(name, before, after))
+    };
+    if let Some(files) = files_across_layers(dir, |path| named(path.file_name()) || named(path.file_stem()))? {
         return across_layers(dir, &files);
     }
     let mut notes = Vec::new();
     let mut layers: BTreeMap<usize, Found> = BTreeMap::new();
-    for folder in chosen {
+    for folder in folders(dir)?.into_iter().filter(|folder| named(folder.file_name())) {
         let Some((layer, found)) = read(&folder, &mut notes)? else { continue };
         if let Some(other) = layers.insert(layer, found) {
             return Err(several(dir, layer, &other.path, &folder));
@@ -201,11 +200,13 @@ fn inner(folder: &Path) -> PathBuf {
     dir
 }
 
-/// The files of a cross-layer transcoder of Gemma Scope 2 in `dir`, by layer.
-fn files_across_layers(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
+/// The chosen files of a cross-layer transcoder of Gemma Scope 2 in `dir`, by layer.
+fn files_across_layers(dir: &Path, chosen: impl Fn(&Path) -> bool) -> Result<Option<Vec<PathBuf>>> {
     let entries = std::fs::read_dir(dir).map_err(Error::io("list the directory", dir))?;
-    let mut files = BTreeMap::new();
-    for path in entries.flatten().take(MOST_ENTRIES).map(|entry| entry.path()) {
+    let mut paths: Vec<PathBuf> = entries.flatten().take(MOST_ENTRIES).map(|entry| entry.path()).collect();
+    paths.sort();
+    let mut files: BTreeMap<usize, PathBuf> = BTreeMap::new();
+    for path in paths.into_iter().filter(|path| chosen(path)) {
         let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| {
             let digits = stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
             let after = stem.split_once("layer_").map(|(_, after)| after);
@@ -214,8 +215,11 @@ fn files_across_layers(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
         });
         let Some(number) = number.filter(|_| path.extension().is_some_and(|e| e == "safetensors")) else { continue };
         let file = Tensors::safetensors(&path)?;
-        if file.contains("w_dec") && file.shape("w_dec")?.len() == 3 {
-            files.insert(number, path);
+        if file.contains("w_dec")
+            && file.shape("w_dec")?.len() == 3
+            && let Some(other) = files.insert(number, path.clone())
+        {
+            return Err(several(dir, number, &other, &path));
         }
     }
     let Some((&last, _)) = files.last_key_value() else { return Ok(None) };
@@ -259,7 +263,7 @@ fn several(dir: &Path, layer: usize, a: &Path, b: &Path) -> Error {
     Error::Unsupported {
         what: format!("the {WHAT} {}", dir.display()),
         why: format!("it holds several transcoders of layer {layer}: {}", listed([a.as_str(), &b].into_iter())),
-        remedy: format!("name one set by its folders, with a star for the layer: '{}'", dir.join(star).display()),
+        remedy: format!("name one set, with a star for the layer: '{}'", dir.join(star).display()),
     }
 }
 

@@ -95,11 +95,11 @@ pub(super) fn locate(reference: &str, progress: &dyn Progress) -> Result<PathBuf
     let (above, last) = place.path.rsplit_once('/').unwrap_or(("", &place.path));
     let star = last.split_once('*');
     let of_folder = |name: &str| {
-        let Some(own) = name.strip_prefix(if star.is_some() { above } else { &place.path }) else { return false };
-        let mut parts = own.trim_start_matches('/').split('/');
-        let folder = parts.next().unwrap_or_default();
+        let Some(own) = below(name, if star.is_some() { above } else { &place.path }) else { return false };
+        let (folder, file) = (own.split('/').next().unwrap_or_default(), own.rsplit('/').next().unwrap_or_default());
         let chosen = star.is_none_or(|(before, after)| folders::matches(folder, before, after));
-        chosen && parts.next_back().is_some_and(|file| OF_FOLDERS.contains(&file))
+        // sparsify's configuration lies beside the folders.
+        chosen && OF_FOLDERS.contains(&file)
     };
     let root = place.fetch(&settings, &of_folder, progress)?;
     let path = root.join(&place.path);
@@ -107,6 +107,11 @@ pub(super) fn locate(reference: &str, progress: &dyn Progress) -> Result<PathBuf
         return Ok(path);
     }
     Err(not_a_set(&path, format!("{reference} has neither {} nor folders of dictionaries", inside(CONFIG))))
+}
+
+/// What follows `folder` in the path `name`.
+fn below<'a>(name: &'a str, folder: &str) -> Option<&'a str> {
+    if folder.is_empty() { Some(name) } else { name.strip_prefix(folder)?.strip_prefix('/') }
 }
 
 /// Where the listed files of a set's layers are: local paths as they are or from the set's own directory, places on the
@@ -162,6 +167,7 @@ mod tests {
         assert_eq!(place("a/b/c/d@v1"), parts("a/b", "v1", "c/d"));
         assert_eq!(place("hf://a/b/c.npz?revision=v2"), parts("a/b", "v2", "c.npz"));
         assert_eq!(place("hf://a/b/layer_0/x.npz"), parts("a/b", "main", "layer_0/x.npz"));
+        assert_eq!((below("a/b/c", "a"), below("ab/c", "a"), below("c", "")), (Some("b/c"), None, Some("c")));
         assert!(place("word").is_none() && place("a/b/../c").is_none() && place("./a/b").is_none());
     }
 }

@@ -161,8 +161,8 @@ fn written_sets_read_back_as_the_same_functions() {
             let can = match format {
                 SetFormat::CircuitTracer => i != 3 && i != 6,
                 SetFormat::Extended => true,
-                // SAELens' JumpReLU passes no negative values.
-                SetFormat::SaeLens => i < 2 || i == 3,
+                // SAELens' JumpReLU passes no negative values, and it has no TopK transcoders.
+                SetFormat::SaeLens => i < 2,
                 // sparsify has only TopK, and reads what the MLP reads.
                 SetFormat::Sparsify => false,
             };
@@ -184,7 +184,7 @@ fn written_sets_read_back_as_the_same_functions() {
             assert_eq!(config.model_name.as_deref(), Some("tiny"));
         }
     }
-    assert_eq!(written, 5 + 7 + 3);
+    assert_eq!(written, 5 + 7 + 2);
 }
 
 #[test]
@@ -234,6 +234,13 @@ fn sets_that_circuit_tracer_cannot_compute_are_written_so_that_it_refuses_them()
     assert!(text.contains("model_kind: mechinterp_transcoder_set") && text.contains("k: 3"), "{text}");
     assert_eq!(write_set(&skip, &tmp.path().join("skip")).unwrap(), SetFormat::Extended);
     assert!(open_set(&tmp.path().join("skip")).unwrap().has_skip());
+    // One line for all layers cannot say that only one of them competes.
+    let relu = dictionaries(Architecture::Relu, false).swap_remove(0);
+    let mut mixed = dictionaries(Architecture::TopK { k: 3, rescale_acts_by_decoder_norm: false }, false);
+    mixed[0] = relu;
+    let mixed = TranscoderSet::from_layers(config(SetKind::PerLayer), mixed).unwrap();
+    let error = write_set(&mixed, &tmp.path().join("mixed")).unwrap_err().to_string();
+    assert!(error.contains("different activations"), "{error}");
     for (from, to, says) in
         [("k: 3", "k: 21", "20 features"), ("k: 3", "", "a key 'k'"), (": topk", ": tops", "groupmax")]
     {
@@ -241,6 +248,35 @@ fn sets_that_circuit_tracer_cannot_compute_are_written_so_that_it_refuses_them()
         let error = refused(&dir);
         assert!(error.contains(says), "{error}");
     }
+}
+
+#[test]
+fn of_several_cross_layer_sets_in_a_directory_one_is_named() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = copy("gemma-scope-2-clt", tmp.path());
+    // The list of files would choose; Gemma Scope's own directories have none.
+    fs::remove_file(dir.join(CONFIG)).unwrap();
+    for layer in 0..3 {
+        let file = |name: &str| dir.join(format!("layer_{layer}{name}.safetensors"));
+        fs::copy(file(""), file("_l0_big")).unwrap();
+        fs::rename(file(""), file("_l0_small")).unwrap();
+    }
+    let error = refused(&dir);
+    assert!(error.contains("several transcoders of layer 0") && error.contains("layer_*_l0_small"), "{error}");
+    for name in ["layer_*_l0_small", "layer_*_l0_big.safetensors"] {
+        let set = open_set(&dir.join(name)).unwrap();
+        assert_eq!((set.config().kind, set.config().n_layers), (SetKind::CrossLayer, 3));
+    }
+}
+
+#[test]
+fn what_another_run_left_is_not_overwritten_and_not_removed() {
+    let tmp = tempfile::tempdir().unwrap();
+    let set = TranscoderSet::from_layers(config(SetKind::PerLayer), dictionaries(Architecture::Relu, false)).unwrap();
+    let left = tmp.path().join("set.partial/training");
+    fs::create_dir_all(&left).unwrap();
+    assert!(matches!(write_set(&set, &tmp.path().join("set")), Err(Error::OutputInUse { .. })));
+    assert!(left.is_dir());
 }
 
 #[test]

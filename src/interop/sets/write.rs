@@ -65,11 +65,10 @@ impl SetFormat {
 /// # Errors
 /// As [`write_set_in`]; `OutputInUse` when `out` exists.
 pub fn write_set(set: &TranscoderSet, out: &Path) -> Result<SetFormat> {
-    let artifact = Artifact::begin(out, true)?;
+    let artifact = Artifact::begin_new(out)?;
     let format = SetFormat::best_for(set);
     if let Err(error) = write_set_in(set, artifact.dir(), format) {
-        // A refusal leaves nothing behind; what cannot be removed does no harm either.
-        drop(std::fs::remove_dir_all(artifact.dir()));
+        artifact.discard();
         return Err(error);
     }
     let settings = serde_json::json!({ "scan": set.config().scan, "to": Format::CircuitTracer });
@@ -118,13 +117,16 @@ fn check(set: &TranscoderSet, format: SetFormat) -> Result<()> {
     }
     let layers = || (0..set.config().n_layers).map(|layer| set.activation(layer));
     let first = set.activation(0)?;
-    if format == SetFormat::Extended && competing(first, set.config()).is_some() {
-        let differs = layers().any(|other| other.is_ok_and(|other| other != first));
-        return if differs {
-            Err(cannot("its layers have different k".into(), "write it as sparsify"))
-        } else {
-            Ok(())
-        };
+    let competes = |activation: Result<&Activation>| activation.is_ok_and(|a| competing(a, set.config()).is_some());
+    if format == SetFormat::Extended
+        && layers().any(competes)
+        && layers().any(|other| other.is_ok_and(|other| other != first))
+    {
+        return Err(cannot("its layers have different activations or k".into(), "write it as sparsify"));
+    }
+    if format == SetFormat::SaeLens && layers().any(|layer| matches!(layer, Ok(Activation::TopK(_)))) {
+        let why = "SAELens has no architecture 'topk' for transcoders, and would not open it";
+        return Err(cannot(why.into(), "write it as sparsify, or use it as it is"));
     }
     if format != SetFormat::CircuitTracer {
         return Ok(());

@@ -128,24 +128,25 @@ fn finish<E: Precision, R: Rule>(
         (layer.input.coefficient * layer.state.penalty_scale / n) as f32
     };
     let pushes: Vec<f32> = layers.iter().map(push).collect();
-    let walks = walk(batches, rules, codes, &pushes, auxiliaries);
+    let (walks, mut planes) = walk(batches, rules, codes, &pushes, auxiliaries);
     let mut reports = Vec::with_capacity(layers.len());
-    for (i, (layer, walk)) in layers.iter_mut().zip(&walks).enumerate() {
+    for (i, (layer, mut walk)) in layers.iter_mut().zip(walks).enumerate() {
+        walk.planes = planes;
         let batch = &batches[i];
         let all = [batch.f];
         let auxiliary = auxiliaries[i].as_ref();
         let gradients = &mut layer.workspace.gradients;
-        let found = features::gradients(batch, &rules[i], &codes[i], walk, Levels(&all), auxiliary, gradients);
+        let found = features::gradients(batch, &rules[i], &codes[i], &walk, Levels(&all), auxiliary, gradients);
         reports.push(walk.report(batch.n, found));
+        planes = walk.planes;
+        planes.remove(0);
     }
     reports
 }
 
 /// What one task found for one layer.
-struct Part {
-    /// Gradients by what this layer's features write, `[rows, decoder]`.
-    plane: Vec<f32>,
-    auxiliary_plane: Vec<f32>,
+struct Part<E> {
+    auxiliary_plane: Vec<E>,
     pulls: Vec<f32>,
     auxiliary_pulls: Vec<f32>,
     pushes: Vec<f32>,
@@ -153,18 +154,24 @@ struct Part {
     sums: Sums,
 }
 
-/// Walks over all rows, all layers at once.
+/// Walks over all rows, all layers at once. Beside what each layer's features need of their own, gives the gradients by
+/// the reconstruction of every layer, `[n, d_out]` each: a feature of layer `i` is pulled by those from `i` on.
 fn walk<E: Precision, R: Rule>(
     batches: &[Batch<'_, E>],
     rules: &[R],
     codes: &[SparseCodes],
     pushes: &[f32],
     auxiliaries: &[Option<Auxiliary>],
-) -> Vec<Walk<E>> {
-    let n = batches.first().map_or(0, |batch| batch.n);
+) -> (Vec<Walk<E>>, Vec<Vec<E>>) {
+    let (n, d) = batches.first().map_or((0, 1), |batch| (batch.n, batch.weights.shape.d_out));
     let starts: Vec<usize> = (0..n).step_by(ROWS).collect();
     let task = |start: usize| task(batches, rules, codes, pushes, auxiliaries, start..(start + ROWS).min(n));
-    let mut parts: Vec<Vec<Part>> = starts.into_par_iter().map(task).collect();
+    let (rows, mut parts): (Vec<Vec<E>>, Vec<Vec<Part<E>>>) = starts.into_par_iter().map(task).unzip();
+    let mut planes: Vec<Vec<E>> = batches.iter().map(|_| Vec::with_capacity(n * d)).collect();
+    for row in rows.iter().flat_map(|rows| rows.chunks_exact(batches.len() * d)) {
+        planes.iter_mut().zip(row.chunks_exact(d)).for_each(|(plane, row)| plane.extend_from_slice(row));
+    }
+    drop(rows);
     let layer = |i: usize| {
         let batch = &batches[i];
         let width = batch.decoder_width();
@@ -172,11 +179,9 @@ fn walk<E: Precision, R: Rule>(
         let mut walk = Walk::<E>::empty(n, (width, batch.weights.shape.d_out), auxiliary);
         let (mut first, mut pulls, mut auxiliary_pulls) = (0, Vec::new(), Vec::new());
         for part in &mut parts {
-            let Part { plane, auxiliary_plane, pulls: own, auxiliary_pulls: dead, pushes, bias, sums } = part.remove(0);
-            let rows = first * width..first * width + plane.len();
-            E::store(&plane, &mut walk.planes[0][rows.clone()]);
+            let Part { auxiliary_plane, pulls: own, auxiliary_pulls: dead, pushes, bias, sums } = part.remove(0);
             if auxiliary {
-                E::store(&auxiliary_plane, &mut walk.auxiliary_plane[rows]);
+                walk.auxiliary_plane[first * width..][..auxiliary_plane.len()].copy_from_slice(&auxiliary_plane);
             }
             walk.pushes[first..first + pushes.len()].copy_from_slice(&pushes);
             first += pushes.len();
@@ -189,10 +194,11 @@ fn walk<E: Precision, R: Rule>(
         walk.auxiliary_pulls = auxiliary_pulls;
         walk
     };
-    (0..batches.len()).map(layer).collect()
+    ((0..batches.len()).map(layer).collect(), planes)
 }
 
-/// Decodes some rows at all layers; gives what each layer's features need to know of the errors.
+/// Decodes some rows at all layers; gives the gradients by what is reconstructed, `[rows, layers · d_out]`, and what else
+/// each layer's features need to know of the errors.
 fn task<E: Precision, R: Rule>(
     batches: &[Batch<'_, E>],
     rules: &[R],
@@ -200,13 +206,14 @@ fn task<E: Precision, R: Rule>(
     pushes: &[f32],
     auxiliaries: &[Option<Auxiliary>],
     rows: std::ops::Range<usize>,
-) -> Vec<Part> {
+) -> (Vec<E>, Vec<Part<E>>) {
     let d = batches.first().map_or(0, |batch| batch.weights.shape.d_out);
     let n = batches.first().map_or(1, |batch| batch.n);
-    let mut parts: Vec<Part> = batches.iter().map(|batch| Part::new(batch, rows.len())).collect();
+    let mut plane = vec![E::default(); rows.len() * batches.len() * d];
+    let mut parts: Vec<Part<E>> = batches.iter().map(|batch| Part::new(batch, rows.len())).collect();
     let mut values: Vec<[Vec<f32>; 2]> = vec![Default::default(); batches.len()];
     let mut errors = vec![0.0; batches.len() * d];
-    for row in rows {
+    for (row, plane) in rows.zip(plane.chunks_exact_mut((batches.len() * d).max(1))) {
         for (batch, errors) in batches.iter().zip(errors.chunks_exact_mut(d)) {
             errors.iter_mut().zip(&batch.weights.b_dec).zip(batch.target_row(row)).for_each(|((e, b), y)| *e = b - y);
         }
@@ -217,10 +224,10 @@ fn task<E: Precision, R: Rule>(
         }
         let factor = 2.0 / n as f32;
         let gradients: Vec<f32> = errors.iter().map(|e| factor * e).collect();
+        E::store(&gradients, plane);
         for (i, (batch, part)) in batches.iter().zip(&mut parts).enumerate() {
             part.sums.squared_error += f64::from(squared_norm(&errors[i * d..(i + 1) * d]));
             let own = &gradients[i * d..];
-            part.plane.extend_from_slice(own);
             add_scaled(&mut part.bias, 1.0, &own[..d]);
             let (features, _) = codes[i].row(row);
             let before = part.pulls.len();
@@ -233,17 +240,18 @@ fn task<E: Precision, R: Rule>(
                 let mut left = errors[i * d..].to_vec();
                 let pulls = &mut part.auxiliary_pulls[before..];
                 part.sums.auxiliary += auxiliary.row(batch, features, pres, &mut left, pulls);
-                part.auxiliary_plane.extend(left);
+                let before = part.auxiliary_plane.len();
+                part.auxiliary_plane.resize(before + left.len(), E::default());
+                E::store(&left, &mut part.auxiliary_plane[before..]);
             }
         }
     }
-    parts
+    (plane, parts)
 }
 
-impl Part {
-    fn new<E: Precision>(batch: &Batch<'_, E>, rows: usize) -> Self {
+impl<E: Precision> Part<E> {
+    fn new(batch: &Batch<'_, E>, rows: usize) -> Self {
         Self {
-            plane: Vec::with_capacity(rows * batch.decoder_width()),
             auxiliary_plane: Vec::new(),
             pulls: Vec::new(),
             auxiliary_pulls: Vec::new(),

@@ -194,8 +194,11 @@ impl<R: Rule> Grouped<'_, R> {
         E::decode_row(&mut slice.w_enc[i * d..(i + 1) * d], rows, encoder, &batch.centered);
         let decoder = batch.decoder_width();
         let w_dec = &mut slice.w_dec[i * decoder..(i + 1) * decoder];
-        for (values, plane) in values.iter().zip(planes).take(R::CHANNELS) {
-            E::decode_row(w_dec, rows, values, plane);
+        let width = planes.first().map_or(decoder, |plane| plane.len() / batch.n.max(1)).max(1);
+        for (values, planes) in values.iter().zip(planes.chunks(decoder / width)).take(R::CHANNELS) {
+            for (part, plane) in w_dec.chunks_exact_mut(width).zip(planes) {
+                E::decode_row(part, rows, values, plane);
+            }
         }
         (sums, active)
     }

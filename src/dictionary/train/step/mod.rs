@@ -243,9 +243,11 @@ fn dense_above(dtype: DtypeChoice) -> f64 {
 
 /// The codes of `x` under `weights`, entry by entry, in `f32`: what a dictionary with these weights would do.
 pub(super) fn active_pairs<R: Rule>(weights: &Parameters, rule: &R, x: &[f32]) -> SparseCodes {
-    let batch = Batch::<f32>::new(weights, x, None);
-    let limits: Vec<f32> = (0..batch.f).map(|f| rule.limit(f)).collect();
-    pick::above(&Encoder::new(&batch, None), batch.n, &limits)
+    let Shape { d_in: d, features, transcoder, .. } = weights.shape;
+    let n = x.len() / d;
+    let left = f32::left(&centered(x, (!transcoder).then_some(weights.b_dec.as_slice())), n, d);
+    let limits: Vec<f32> = (0..features).map(|f| rule.limit(f)).collect();
+    pick::above(&Encoder::<f32>::of(&left, &weights.w_enc, &weights.b_enc, d), n, &limits)
 }
 
 /// `Σ_b P(S_b)` of a ReLU dictionary with an annealed exponent.

@@ -15,7 +15,8 @@ const ROWS: usize = 128;
 
 /// What the walk over the rows leaves for the features.
 pub(super) struct Walk<E> {
-    /// Gradients of the loss by what features of a level, or of a channel, decode to: `[n, decoder]` each.
+    /// Gradients of the loss by what features of a level, or of a channel, decode to: `[n, decoder]` each. In a
+    /// cross-layer transcoder those of a channel are several, `[n, d_out]` for each layer that is written to.
     pub(super) planes: Vec<Vec<E>>,
     /// The same for the auxiliary reconstruction; empty without one.
     pub(super) auxiliary_plane: Vec<E>,
@@ -63,10 +64,10 @@ struct Task<'a, E> {
 }
 
 impl<E: Precision> Walk<E> {
-    /// Nothing yet about `n` rows with one plane of the width `decoder`.
+    /// Nothing yet about `n` rows, without planes but for an auxiliary one of the width `decoder`.
     pub(super) fn empty(n: usize, (decoder, d_out): (usize, usize), auxiliary: bool) -> Self {
         Self {
-            planes: vec![vec![E::default(); n * decoder]],
+            planes: Vec::new(),
             auxiliary_plane: vec![E::default(); if auxiliary { n * decoder } else { 0 }],
             pulls: Default::default(),
             auxiliary_pulls: Vec::new(),

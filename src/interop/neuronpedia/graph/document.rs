@@ -47,7 +47,7 @@ pub(super) struct NodeEntry {
     pub(super) layer: Value,
     pub(super) ctx_idx: usize,
     pub(super) feature_type: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::base::number::or_nan")]
     pub(super) token_prob: f64,
     #[serde(default)]
     pub(super) is_target_logit: bool,
@@ -72,6 +72,7 @@ pub(super) struct NodeEntry {
 pub(super) struct Link {
     pub(super) source: String,
     pub(super) target: String,
+    #[serde(deserialize_with = "crate::base::number::or_nan")]
     pub(super) weight: f32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) measured: Option<f32>,
@@ -96,6 +97,7 @@ pub(super) struct Own {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct OwnNode {
     /// The influence itself; the node's own key is its rank among the others.
+    #[serde(deserialize_with = "crate::base::number::or_nan")]
     pub(super) influence: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) target: Option<OwnTarget>,
@@ -106,5 +108,6 @@ pub(super) struct OwnNode {
 pub(super) struct OwnTarget {
     pub(super) text: String,
     pub(super) against: Option<u32>,
+    #[serde(deserialize_with = "crate::base::number::or_nan")]
     pub(super) value: f64,
 }

@@ -18,7 +18,7 @@ mod write;
 
 pub use read::{GraphFile, read};
 pub use state::{GraphState, Supernode};
-pub use write::{Publication, to_json, write, write_features};
+pub use write::{METADATA_FILE, Publication, to_json, write, write_features};
 
 #[cfg(doc)]
 use crate::analysis::graph::Node;

@@ -14,6 +14,8 @@ use crate::analysis::graph::{
 use crate::base::{Error, Result};
 
 const WHAT: &str = "attribution graph";
+/// A larger number is no layer.
+const MOST_LAYERS: usize = 1 << 16;
 const REMEDY: &str = "give a graph that `graph --out`, circuit-tracer or Neuronpedia wrote";
 
 /// What a file holds.
@@ -70,6 +72,9 @@ impl Reader<'_> {
     fn graph(&mut self, document: &Document) -> Result<Graph> {
         let Document { metadata, q_params: _, nodes, links: _, mechinterp } = document;
         let n_layers = mechinterp.as_ref().map_or_else(|| layers(nodes), |own| own.n_layers);
+        if n_layers > MOST_LAYERS + 1 {
+            return Err(self.wrong("the number of the model's layers", format!("{n_layers}")));
+        }
         let positions = metadata.prompt_tokens.len();
         let read: Vec<Node> = nodes.iter().map(|entry| self.node(entry, positions)).collect::<Result<_>>()?;
         let edges = self.edges(document, &read)?;
@@ -79,7 +84,12 @@ impl Reader<'_> {
                 .filter(at)
                 .find_map(|node| if let NodeKind::Token { token } = node.kind { Some(token) } else { None })
         };
-        let tokens = (0..metadata.prompt_tokens.len()).map(|i| token(i).unwrap_or_default()).collect();
+        let tokens: Vec<Option<u32>> = (0..metadata.prompt_tokens.len()).map(token).collect();
+        if mechinterp.is_none() && tokens.contains(&None) {
+            self.notes.push("the ids of some tokens of the prompt are not in the file".into());
+        }
+        // Ids are all there or of no use.
+        let tokens = tokens.into_iter().collect::<Option<Vec<u32>>>().unwrap_or_default();
         let mut graph = Graph {
             source: GraphSource {
                 prompt: metadata.prompt.clone(),
@@ -105,7 +115,8 @@ impl Reader<'_> {
         let lost = |v: &crate::analysis::graph::Verification| {
             v.nodes.iter().any(|node| node.node.max(node.target) >= graph.nodes.len())
         };
-        if tokens.len() != metadata.prompt_tokens.len() || verification.as_ref().is_some_and(lost) {
+        let strange = !tokens.is_empty() && tokens.len() != metadata.prompt_tokens.len();
+        if strange || verification.as_ref().is_some_and(lost) {
             return Err(self.wrong("tokens and verified nodes of this graph under \"mechinterp\"", "others"));
         }
         graph.source = GraphSource {
@@ -117,6 +128,10 @@ impl Reader<'_> {
         };
         graph.tokens.clone_from(tokens);
         (graph.scores, graph.report, graph.verification) = (*scores, report.clone(), verification.clone());
+        if let Some(found) = graph.verification.as_mut().filter(|found| found.edges > 0) {
+            // An error that is no number is written as none.
+            found.largest_edge_error = found.largest_edge_error.or(Some(f64::NAN));
+        }
         Ok(graph)
     }
 
@@ -149,7 +164,11 @@ impl Reader<'_> {
                 NodeKind::Feature { layer, feature: self.feature(entry, layer)?, activation, label }
             }
             ERROR => NodeKind::Error { layer: self.layer(entry)? },
-            TOKEN => NodeKind::Token { token: id.split('_').nth(1).and_then(|t| t.parse().ok()).unwrap_or_default() },
+            TOKEN => {
+                let token = id.split('_').nth(1).and_then(|token| token.parse().ok());
+                let expected = "a token's id in the id of its node, as in E_464_3";
+                NodeKind::Token { token: token.ok_or_else(|| self.wrong(expected, format!("node {id}")))? }
+            }
             TARGET => {
                 let target = own.and_then(|own| own.target.as_ref());
                 let token = entry.feature.and_then(|token| u32::try_from(token).ok());
@@ -258,7 +277,8 @@ fn our_id(document: &Document, graph: &Graph, id: &str) -> Option<String> {
 }
 
 fn number(layer: &Value) -> Option<usize> {
-    layer.as_u64().map(|layer| layer as usize).or_else(|| layer.as_str()?.parse().ok())
+    let number = layer.as_u64().or_else(|| layer.as_str()?.parse().ok());
+    number.and_then(|layer| usize::try_from(layer).ok()).filter(|&layer| layer <= MOST_LAYERS)
 }
 
 /// Layers of the model: circuit-tracer puts logits one layer after the last and a half, as does Neuronpedia but for

@@ -14,7 +14,8 @@ use crate::base::artifact::{read_json, write_atomic, write_json};
 use crate::base::{Error, Progress, Result};
 
 /// The list of graphs of a directory.
-const METADATA_FILE: &str = "graph-metadata.json";
+/// The list of the graphs of a directory.
+pub const METADATA_FILE: &str = "graph-metadata.json";
 /// `feature` of errors.
 const NO_FEATURE: i64 = -1;
 
