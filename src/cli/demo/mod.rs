@@ -35,6 +35,8 @@ const TWO_HOP_GOAL: f64 = 0.90;
 const MARK: &str = ".made-by-mechinterp-demo";
 /// The files of earlier runs that it replaces.
 const PARTS: [&str; 7] = ["acts", "sae", "features", "world.jsonl", "transcoders", "clt", "graph.html"];
+/// What is asked of the model.
+const QUESTION: &str = "The capital of the country where Marseille lies is";
 /// Where `train-transcoders` leaves its measurement.
 const REPLACEMENT: &str = "replacement.json";
 
@@ -76,70 +78,15 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     let started = Instant::now();
     clear(&args.out)?;
     let quiet = ui.without_json();
-    let at = |name: &str| args.out.join(name).display().to_string();
-    let (world, acts, sae, index) = (at("world.jsonl"), at("acts"), at("sae"), at("features"));
-    let seed = args.seed.to_string();
-    let step = |title: &str, words: &[&str]| step(title, words, common, &quiet);
-    let (transcoders, clt, page) = (at("transcoders"), at("clt"), at("graph.html"));
-
-    quiet.out(paint(BOLD, "The built-in world: countries, cities, people, animals, sums, in three languages"))?;
-    write_text(Path::new(&world), args.seed)?;
-    quiet.out(format!("{}\n", paint(DIM, format!("wrote {DOCUMENTS} documents of generated text to {world}"))))?;
-    let question = "The capital of the country where Marseille lies is";
-    step("What the model says next", &["run", "demo", "--prompt", question, "--top", "3"])?;
-    let cache = ["cache", "--model", "demo", "--data", &world, "--hook", &args.hook, "--context-size", "64"];
-    step(
-        "Keep what flows through it",
-        &[&cache[..], &["--batch-size", "64", "--dtype", "f32", "--out", &acts]].concat(),
-    )?;
-    let train = ["train-sae", "--cache", &acts, "--arch", "batchtopk", "--d-sae", &args.d_sae, "--k", &args.k];
-    step(
-        "Find the features in it",
-        &[
-            &train[..],
-            &["--batch-size", "256", "--lr", "0.003", "--tokens", &args.tokens, "--seed", &seed, "--out", &sae],
-        ]
-        .concat(),
-    )?;
-    step("How good are they", &["eval", "--sae", &sae, "--cache", &acts, "--model", "demo", "--no-directions"])?;
-
+    let demo = Demo { args: &args, common, ui: &quiet, seed: args.seed.to_string() };
+    demo.train()?;
     let opened = super::open::open("demo", crate::base::DtypeChoice::F32, common.device, &quiet)?;
-    let dictionary = Arc::new(io::read(Path::new(&sae))?);
+    let dictionary = Arc::new(io::read(Path::new(&demo.at("sae")))?);
     let settings = CardSettings { seed: args.seed, strength: args.strength, ..CardSettings::default() };
     let card = ScoreCard::measure(&opened.model, &dictionary, settings, ui.progress())?;
-
-    let ids: Vec<String> = showcase(&card).iter().map(|c| c.feature.to_string()).collect();
-    let features = ["features", "--sae", &sae, "--cache", &acts, "--top-k", "20", "--out", &index];
-    step("What they mean", &[&features[..], &["--feature", &ids.join(","), "--examples", "4"]].concat())?;
-    if let Some(turned) = &card.turned {
-        let edit = |e: &FeatureEdit| match e.op {
-            FeatureOp::Clamp(v) => format!("{}:{v:.1}", e.feature),
-            _ => format!("{}:0", e.feature),
-        };
-        let mut steer = vec!["steer", "--model", "demo", "--sae", &sae];
-        let values: Vec<String> = turned.edits.iter().map(edit).collect();
-        for value in &values {
-            steer.extend(["--feature", value]);
-        }
-        let at = turned.at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        steer.extend(["--at", &at, "--prompt", &turned.prompt, "--max-new-tokens", "8", "--top", "3"]);
-        step("Turn some: one country's feature on, another's off (the score card says how often it works)", &steer)?;
-    }
-    let train = ["train-transcoders", "--model", "demo", "--data", &world, "--context-size", "64", "--seed", &seed];
-    let size = ["--d-sae", "1536", "--k", "6", "--tokens", "200k", "--batch-size", "256", "--lr", "0.003"];
-    step("A transcoder for every layer", &[&train[..], &size, &["--out", &transcoders]].concat())?;
-    step(
-        "One whose features write to all later layers",
-        &[&train[..], &size, &["--cross-layer", "--out", &clt]].concat(),
-    )?;
-    let graph = ["graph", "--model", "demo", "--transcoders", &clt, "--prompt", question];
-    step("Why it says so", &[&graph[..], &["--verify", "--html", &page]].concat())?;
-    let trained = |dir: &str| -> Result<Trained> {
-        let set = crate::interop::open_set(Path::new(dir))?;
-        Ok((Arc::new(set), read_replacement(&Path::new(dir).join(REPLACEMENT))?))
-    };
+    demo.explain(&card)?;
+    let sets = demo.transcoders()?;
     let settings = ComposeSettings { seed: args.seed, ..ComposeSettings::default() };
-    let sets = [trained(&transcoders)?, trained(&clt)?];
     let traces = TraceCard::measure(&opened.model, sets, settings, ui.progress())?;
     if ui.json() {
         ui.out_json(&Cards { card: &card, traces: &traces })?;
@@ -151,6 +98,88 @@ pub(super) fn run(args: Args, common: &Common, ui: &Ui) -> Result<Outcome> {
     }
     let knows = card.quiz.single_hop.accuracy() >= ONE_HOP_GOAL && card.quiz.two_hop.accuracy() >= TWO_HOP_GOAL;
     Ok(if knows { Outcome::Done } else { Outcome::No })
+}
+
+/// The steps, in the order in which they run.
+struct Demo<'a> {
+    args: &'a Args,
+    common: &'a Common,
+    ui: &'a Ui,
+    seed: String,
+}
+
+impl Demo<'_> {
+    /// Where a step writes.
+    fn at(&self, name: &str) -> String {
+        self.args.out.join(name).display().to_string()
+    }
+
+    /// Runs the command of which `parts` are the words.
+    fn step(&self, title: &str, parts: &[&[&str]]) -> Result<()> {
+        step(title, &parts.concat(), self.common, self.ui)
+    }
+
+    /// From text to a dictionary.
+    fn train(&self) -> Result<()> {
+        let Args { seed, hook, d_sae, k, tokens, .. } = self.args;
+        let (world, acts, sae) = (self.at("world.jsonl"), self.at("acts"), self.at("sae"));
+        self.ui.out(paint(BOLD, "The built-in world: countries, cities, people, animals, sums, in three languages"))?;
+        write_text(Path::new(&world), *seed)?;
+        self.ui
+            .out(format!("{}\n", paint(DIM, format!("wrote {DOCUMENTS} documents of generated text to {world}"))))?;
+        self.step("What the model says next", &[&["run", "demo", "--prompt", QUESTION, "--top", "3"]])?;
+        let cache = ["cache", "--model", "demo", "--data", &world, "--hook", hook, "--context-size", "64"];
+        let how = ["--batch-size", "64", "--dtype", "f32", "--out", &acts];
+        self.step("Keep what flows through it", &[&cache, &how])?;
+        let train = ["train-sae", "--cache", &acts, "--arch", "batchtopk", "--d-sae", d_sae, "--k", k];
+        let how = ["--batch-size", "256", "--lr", "0.003", "--tokens", tokens, "--seed", &self.seed, "--out", &sae];
+        self.step("Find the features in it", &[&train, &how])?;
+        let eval = ["eval", "--sae", &sae, "--cache", &acts, "--model", "demo", "--no-directions"];
+        self.step("How good are they", &[&eval])
+    }
+
+    /// Some features with their examples, and a country turned.
+    fn explain(&self, card: &ScoreCard) -> Result<()> {
+        let (acts, sae, index) = (self.at("acts"), self.at("sae"), self.at("features"));
+        let ids: Vec<String> = showcase(card).iter().map(|c| c.feature.to_string()).collect();
+        let features = ["features", "--sae", &sae, "--cache", &acts, "--top-k", "20", "--out", &index];
+        self.step("What they mean", &[&features, &["--feature", &ids.join(","), "--examples", "4"]])?;
+        let Some(turned) = &card.turned else { return Ok(()) };
+        let edit = |e: &FeatureEdit| match e.op {
+            FeatureOp::Clamp(v) => format!("{}:{v:.1}", e.feature),
+            _ => format!("{}:0", e.feature),
+        };
+        let values: Vec<String> = turned.edits.iter().map(edit).collect();
+        let edits: Vec<&str> = values.iter().flat_map(|value| ["--feature", value]).collect();
+        let at = turned.at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        self.step(
+            "Turn some: one country's feature on, another's off (the score card says how often it works)",
+            &[
+                &["steer", "--model", "demo", "--sae", &sae],
+                &edits,
+                &["--at", &at, "--prompt", &turned.prompt, "--max-new-tokens", "8", "--top", "3"],
+            ],
+        )
+    }
+
+    /// Transcoders of each layer and across layers, and a graph of the latter.
+    fn transcoders(&self) -> Result<[Trained; 2]> {
+        let (world, set, clt, page) =
+            (self.at("world.jsonl"), self.at("transcoders"), self.at("clt"), self.at("graph.html"));
+        let data = ["--model", "demo", "--data", &world, "--context-size", "64", "--seed", &self.seed];
+        let train = [&["train-transcoders"][..], &data].concat();
+        let size = ["--d-sae", "1536", "--k", "6", "--tokens", "200k", "--batch-size", "256", "--lr", "0.003"];
+        self.step("A transcoder for every layer", &[&train, &size, &["--out", &set]])?;
+        let across = ["--cross-layer", "--out", &clt];
+        self.step("One whose features write to all later layers", &[&train, &size, &across])?;
+        let graph = ["graph", "--model", "demo", "--transcoders", &clt, "--prompt", QUESTION];
+        self.step("Why it says so", &[&graph, &["--verify", "--html", &page]])?;
+        let trained = |dir: &str| -> Result<Trained> {
+            let set = crate::interop::open_set(Path::new(dir))?;
+            Ok((Arc::new(set), read_replacement(&Path::new(dir).join(REPLACEMENT))?))
+        };
+        Ok([trained(&set)?, trained(&clt)?])
+    }
 }
 
 /// Prints a command and runs it as if it had been typed.
