@@ -1,8 +1,7 @@
 // Puts picture, panel and subgraph together: address, search, slider, keys, saving.
 async function main() {
-  const $ = (id) => document.getElementById(id), root = document.documentElement, begun = performance.now();
+  const $ = (id) => document.getElementById(id), root = document.documentElement;
   const [doc, extra] = await Promise.all([json("graph"), json("extra")]), graph = makeGraph(doc, extra), state = makeState(graph), { nodes } = graph;
-  root.dataset.parsed = Math.round(performance.now() - begun);
   state.read(doc.qParams);
   state.read(Object.fromEntries(new URLSearchParams(location.hash.slice(1))));
   header();

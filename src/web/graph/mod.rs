@@ -33,6 +33,7 @@ const PAGE: Application = Application {
         include_str!("../blocks.js"),
         include_str!("../dom.js"),
         include_str!("model.js"),
+        include_str!("layout.js"),
         include_str!("grid.js"),
         include_str!("panel.js"),
         include_str!("overview.js"),
