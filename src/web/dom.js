@@ -16,15 +16,17 @@ function svg(name, attributes, ...children) {
 }
 
 const grouped = (n) => n.toLocaleString("en-US");
-function number(x) {
+// JSON has null for what is not a number.
+const told = (x, text) => (Number.isFinite(x) ? text(x) : "not a number");
+const number = (x) => told(x, () => {
   const size = Math.abs(x);
   const text = size === 0 ? "0" : size >= 100 ? x.toFixed(0) : size >= 10 ? x.toFixed(1) : size >= 0.1 ? x.toFixed(2) : x.toPrecision(2);
   return text.replace("-", "−");
-}
-function percent(share) {
+});
+const percent = (share) => told(share, () => {
   const p = 100 * share;
   return (p === 0 ? "0" : p >= 10 ? p.toFixed(0) : p >= 1 ? p.toFixed(1) : p >= 0.01 ? p.toFixed(2) : p.toPrecision(1)) + " %";
-}
-const two = (x) => x.toFixed(2).replace("-", "−");
+});
+const two = (x) => told(x, () => x.toFixed(2).replace("-", "−"));
 const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍").replaceAll(" ", "·");
 const token = (text) => h("span", { class: "tok" }, visible(text).replace(/^·(?=.)/, " "));

@@ -17,7 +17,7 @@ use crate::web::text::{short, thousands};
 const CHUNK: usize = 32;
 /// Examples of a feature.
 const EXAMPLES: usize = 12;
-/// Targets whose strongest path is shown, the likeliest.
+/// Targets to which a path is shown, the likeliest.
 const PATHS: usize = 5;
 /// Tokens that a feature promotes or suppresses.
 const TOKENS: usize = 8;
@@ -43,6 +43,8 @@ struct Extra<'a> {
 
 #[derive(Serialize)]
 struct PathEntry {
+    /// Whether the strongest path, which is another one, has no features on it.
+    through_features: bool,
     nodes: Vec<usize>,
     weights: Vec<f32>,
     share: f64,
@@ -101,16 +103,20 @@ pub(super) fn build(publication: &Publication<'_>, indexes: &LayerIndexes) -> Re
 /// The strongest path to each of the likeliest targets, through features where there is one.
 fn paths(graph: &Graph) -> Vec<PathEntry> {
     let all = Paths::new(graph);
-    let targets = graph.ranked_targets().into_iter().take(PATHS);
-    targets
-        .filter_map(|i| all.strongest(i, true).or_else(|| all.strongest(i, false)))
-        .map(|path| PathEntry { nodes: path.nodes, weights: path.weights, share: path.share })
-        .collect()
+    let entry = |target| {
+        let any = all.strongest(target, false)?;
+        let featured = all.strongest(target, true).filter(|path| path.nodes != any.nodes);
+        let through_features = featured.is_some();
+        let path = featured.unwrap_or(any);
+        Some(PathEntry { through_features, nodes: path.nodes, weights: path.weights, share: path.share })
+    };
+    graph.ranked_targets().into_iter().take(PATHS).filter_map(entry).collect()
 }
 
 fn about(graph: &Graph) -> String {
     let source = &graph.source;
-    let kind = if source.cross_layer { "cross-layer transcoders" } else { "transcoders" };
+    // Nothing in a graph tells transcoders of single layers from autoencoders of the stream.
+    let kind = if source.cross_layer { "cross-layer transcoders" } else { "dictionaries" };
     let model = if source.model.is_empty() { "a model" } else { short(&source.model) };
     format!(
         "Attribution graph of {model}, {} layers, {kind} {}, {} nodes and {} edges",
@@ -162,6 +168,19 @@ fn pack(data: &[u8]) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::analysis::graph::tests::{edge, feature, graph_of, target, token};
+
+    #[test]
+    fn paths_say_whether_a_stronger_one_has_no_features() {
+        let nodes = vec![token(0, 1), feature(0, 3, 0), target(0, 9, 0.5)];
+        let way = [edge(0, 1, 2.0), edge(1, 2, 1.0)];
+        let beside = graph_of(nodes.clone(), [way.as_slice(), &[edge(0, 2, 9.0)]].concat());
+        let alone = graph_of(nodes, way.to_vec());
+        for (graph, expected) in [(beside, true), (alone, false)] {
+            let [path] = &paths(&graph)[..] else { panic!("one target") };
+            assert_eq!((path.through_features, path.nodes.as_slice()), (expected, &[0, 1, 2][..]));
+        }
+    }
 
     #[test]
     fn figures_are_short() {

@@ -16,7 +16,7 @@ async function main() {
     $("title").replaceChildren(doc.metadata.prompt);
     if (best) $("title").append(h("span", { class: "answer" }, ` → ${plain(best.text)}`), h("small", {}, chance(best.prob)));
     const { verification: v } = graph.own, pill = (kind, text, title) => h("span", { class: "pill " + kind, title }, text);
-    const pills = [pill("trust-" + extra.trust, `replacement ${scores.replacement.toFixed(2)}`, "Share of the influence of tokens in that of tokens and errors"), pill("plain", `completeness ${scores.completeness.toFixed(2)}`, "Share of the inputs of nodes that come from features and tokens")];
+    const pills = [pill("trust-" + extra.trust, `replacement ${two(scores.replacement)}`, "Share of the influence of tokens in that of tokens and errors"), pill("plain", `completeness ${two(scores.completeness)}`, "Share of the inputs of nodes that come from features and tokens")];
     if (v && v.frozen_correlation !== null) pills.push(pill("plain", `verified r = ${correlation(v.frozen_correlation)}`, `${v.effects} effects, attention, norms and errors held`));
     $("trust").replaceChildren(...pills, h("p", {}, extra.words));
   }

@@ -2,22 +2,22 @@
 function overview(graph, state, { link, list, open, fact }) {
   const { nodes, own, extra } = graph, name = (i) => nameOf(graph, state, nodes[i]);
   const parts = [h("h2", {}, "Overview"), h("div", { class: "facts" },
-    fact(graph.scores.replacement.toFixed(2), "replacement score"), fact(graph.scores.completeness.toFixed(2), "completeness"),
+    fact(two(graph.scores.replacement), "replacement score"), fact(two(graph.scores.completeness), "completeness"),
     fact(grouped(nodes.length), `nodes of ${grouped(own.report.unpruned[0] || nodes.length)}`), fact(grouped(graph.doc.links.length), `edges of ${grouped(own.report.unpruned[1] || graph.doc.links.length)}`))];
   const part = (title, note, ...children) => parts.push(h("div", { class: "part" }, h("h3", {}, title, h("small", {}, note)), ...children));
   const targets = nodes.filter((node) => node.kind === "target").sort((a, b) => b.prob - a.prob);
   part("Targets", "what is explained", h("div", { class: "card" }, ...targets.map((node) => link(node.i, signed(node.value), chance(node.prob), node.prob, "var(--bar)"))));
   for (const path of extra.paths) {
     const steps = path.nodes.map((i, k) => h("li", {}, h("button", { type: "button", onclick: () => open(i) }, name(i)), h("span", { class: "step" }, k ? `${signed(path.weights[k - 1])} · ${placeOf(graph, nodes[i])}` : placeOf(graph, nodes[i]))));
-    part(`Strongest path to ${name(path.nodes.at(-1))}`, `${percent(path.share)} of its input`, h("ol", { class: "card path" }, ...steps));
+    part(`Strongest path ${path.through_features ? "through features " : ""}to ${name(path.nodes.at(-1))}`, `${percent(path.share)} of its input`, h("ol", { class: "card path" }, ...steps));
   }
   const ranked = nodes.filter((node) => node.influence > 0 && node.kind !== "target").sort((a, b) => b.influence - a.influence);
   const share = (node) => node.influence / (graph.totalInfluence || 1);
   if (ranked.length) part("Most influential", "share of all influence", list(ranked, (node) => link(node.i, percent(share(node)), "", node.influence / ranked[0].influence, "var(--soft)")));
   if (graph.checks.length) part("Predicted and measured", `effects on ${name(graph.best.i)}`, scatter(graph, open));
-  const settings = own.settings, told = [`${own.model || "an unnamed model"}, ${own.scan}`, `${grouped(own.report.selected_features)} of ${grouped(own.report.active_features)} active features traced`,
-    `kept ${percent(settings.node_threshold)} of the influence of nodes, ${percent(settings.edge_threshold)} of edges`, `largest gap between a row's sum and its pre-activation: ${own.report.largest_row_error.toExponential(1)}`];
-  if (own.report.active_features) part("How it was made", "", h("div", { class: "card pad note" }, ...told.map((line) => h("div", {}, line))));
+  const settings = own.settings, lines = [`${own.model || "an unnamed model"}, ${own.scan}`, `${grouped(own.report.selected_features)} of ${grouped(own.report.active_features)} active features traced`,
+    `kept ${percent(settings.node_threshold)} of the influence of nodes, ${percent(settings.edge_threshold)} of edges`, `largest gap between a row's sum and its pre-activation: ${told(own.report.largest_row_error, (x) => x.toExponential(1))}`];
+  if (own.report.active_features) part("How it was made", "", h("div", { class: "card pad note" }, ...lines.map((line) => h("div", {}, line))));
   return parts;
 }
 

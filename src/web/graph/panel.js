@@ -88,7 +88,7 @@ function makePanel(graph, state, open) {
   }
 
   function about(node) {
-    const kind = { feature: `Feature ${node.number} of layer ${node.layer}`, error: `What the transcoder of layer ${node.layer} leaves over`, token: `Token ${node.id.split("_")[1]} of the prompt`, target: node.id.includes("-") ? "A difference of two logits" : "A logit less the mean of all" }[node.kind];
+    const kind = { feature: `Feature ${node.number} of layer ${node.layer}`, error: `What the dictionary of layer ${node.layer} leaves over`, token: `Token ${node.id.split("_")[1]} of the prompt`, target: node.id.includes("-") ? "A difference of two logits" : "A logit less the mean of all" }[node.kind];
     return h("p", { class: "where" }, kind, ", position ", String(node.pos), " ", token(graph.tokens[node.pos]));
   }
 
