@@ -2,8 +2,8 @@
 async function main() {
   const $ = (id) => document.getElementById(id), root = document.documentElement;
   const [doc, extra] = await Promise.all([json("graph"), json("extra")]), graph = makeGraph(doc, extra), state = makeState(graph), { nodes } = graph;
-  state.read(doc.qParams);
-  state.read(Object.fromEntries(new URLSearchParams(location.hash.slice(1))));
+  const fromAddress = () => state.load(Object.fromEntries(new URLSearchParams(location.hash.slice(1))));
+  fromAddress();
   header();
 
   const open = (i) => { state.clicked = i; state.change("open"); };
@@ -35,19 +35,19 @@ async function main() {
     waiting = setTimeout(address, 120);
   });
 
-  // The address holds what differs from the file.
+  // The address holds what differs from the file. A file that names no end of edges means both.
   function address() {
     const words = new URLSearchParams(), now = state.params();
     for (const [key, value] of Object.entries(now)) {
       const text = key === "pinnedIds" ? value.join(",") : typeof value === "object" ? JSON.stringify(value) : String(value);
       const was = doc.qParams[key], before = key === "pinnedIds" ? (Array.isArray(was) ? was.join(",") : was) : typeof was === "object" ? JSON.stringify(was) : was === undefined ? "" : String(was);
-      if (text !== before && !(key === "linkType" && text === "both")) words.set(key, text);
+      if (text !== before && !(key === "linkType" && text === "both" && !["input", "output"].includes(was))) words.set(key, text);
     }
     if (doc.qParams.pruningThreshold !== undefined && now.pruningThreshold === undefined) words.set("pruningThreshold", "1");
     if (doc.qParams.clerps !== undefined && now.clerps === undefined) words.set("clerps", "[]");
     history.replaceState(null, "", "#" + words);
   }
-  addEventListener("hashchange", () => { state.read(Object.fromEntries(new URLSearchParams(location.hash.slice(1)))); shown = -2; controls(); state.change("subgraph"); state.change("open"); });
+  addEventListener("hashchange", () => { fromAddress(); shown = -2; controls(); state.change("subgraph"); state.change("open"); });
 
   function save() {
     const text = JSON.stringify({ ...doc, qParams: state.params() }), url = URL.createObjectURL(new Blob([text + "\n"], { type: "application/json" }));

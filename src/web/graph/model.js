@@ -48,23 +48,33 @@ function makeGraph(doc, extra) {
 function makeState(graph) {
   const { nodes, byId } = graph, listeners = [];
   const top = nodes.reduce((most, node) => Math.max(most, node.rank), 0);
-  const state = { clicked: -1, hovered: -1, pinned: new Set(), groups: [], names: new Map(), limit: 1, link: "both", errors: true, found: null, chosen: new Set(), places: "" };
+  const fresh = () => ({ clicked: -1, pinned: new Set(), groups: [], names: new Map(), limit: 1, link: "both", chosen: new Set(), places: "" });
+  const state = { ...fresh(), hovered: -1, errors: true, found: null };
   const past = [];
   const known = (ids) => ids.map((id) => byId.get(id)).filter((i) => i !== undefined);
   const parse = (value) => { if (typeof value !== "string") return value; try { return JSON.parse(value); } catch { return null; } };
+  // Anyone may have written an address or a file: what is not of its kind there is passed over.
+  const entries = (value) => { const list = parse(value); return Array.isArray(list) ? list.filter(Array.isArray) : null; };
 
   function read(params) {
-    const has = (key) => params[key] !== undefined && params[key] !== null;
-    if (has("pinnedIds")) state.pinned = new Set(known(typeof params.pinnedIds === "string" ? params.pinnedIds.split(",") : params.pinnedIds));
-    if (has("supernodes")) {
-      state.groups = (parse(params.supernodes) || []).map(([name, ...ids]) => ({ name, members: known(ids) })).filter((group) => group.members.length);
+    const { pinnedIds, pruningThreshold, clickedId, linkType, sg_pos } = params, groups = entries(params.supernodes), names = entries(params.clerps);
+    const pinned = typeof pinnedIds === "string" ? pinnedIds.split(",") : pinnedIds, limit = parse(pruningThreshold);
+    if (Array.isArray(pinned)) state.pinned = new Set(known(pinned));
+    if (groups) {
+      state.groups = groups.filter(([name]) => typeof name === "string").map(([name, ...ids]) => ({ name, members: known(ids) })).filter((group) => group.members.length);
       for (const group of state.groups) for (const i of group.members) state.pinned.add(i);
     }
-    if (has("clerps")) state.names = new Map((parse(params.clerps) || []).map(([key, text]) => [String(key), text]));
-    if (has("pruningThreshold") && params.pruningThreshold !== "") state.limit = Math.min(1, Math.max(0, Number(params.pruningThreshold)));
-    if (has("clickedId")) state.clicked = byId.get(params.clickedId) ?? -1;
-    if (["input", "output", "both"].includes(params.linkType)) state.link = params.linkType;
-    if (has("sg_pos")) state.places = String(params.sg_pos);
+    if (names) state.names = new Map(names.filter(([, text]) => typeof text === "string").map(([key, text]) => [String(key), text]));
+    if (Number.isFinite(limit)) state.limit = Math.min(1, Math.max(0, limit));
+    if (typeof clickedId === "string") state.clicked = byId.get(clickedId) ?? -1;
+    if (["input", "output", "both"].includes(linkType)) state.link = linkType;
+    if (typeof sg_pos === "string") state.places = sg_pos;
+  }
+  // What an address does not say is as it is in the file.
+  function load(address) {
+    Object.assign(state, fresh());
+    read(graph.doc.qParams);
+    read(address);
   }
 
   // `qParams` as circuit-tracer and Neuronpedia know them; names of features are text, because circuit-tracer parses them.
@@ -97,7 +107,7 @@ function makeState(graph) {
   }
   const groupOf = (i) => state.groups.find((group) => group.members.includes(i));
   Object.assign(state, {
-    top, read, params, change, edit, undo, groupOf, canUndo: () => past.length > 0, listen: (f) => listeners.push(f),
+    top, load, params, change, edit, undo, groupOf, canUndo: () => past.length > 0, listen: (f) => listeners.push(f),
     visible: (i) => {
       const node = nodes[i];
       if (node.kind === "token" || node.kind === "target" || state.pinned.has(i) || i === state.clicked) return true;
