@@ -6,7 +6,13 @@ async function main() {
   fromAddress();
   header();
 
-  const open = (i) => { state.clicked = i; state.change("open"); };
+  const open = (i) => {
+    // A group that was chosen to be looked at is not meant once something else is.
+    const group = state.chosenGroup();
+    if (group && !group.members.includes(i)) state.chosen.clear();
+    state.clicked = i;
+    state.change("open");
+  };
   const grid = makeGrid(graph, state, open), panel = makePanel(graph, state, open), sub = makeSubgraph(graph, state, open);
 
   function header() {
@@ -31,6 +37,8 @@ async function main() {
     } else if (what === "subgraph") { grid.layout(); sub.render(); panel.render(); }
     else if (what === "view") { grid.layout(); counts(); }
     $("undo").disabled = !state.canUndo();
+    // Of a button that its own press disables or hides the focus would be lost.
+    if (document.activeElement.disabled || !document.activeElement.getClientRects().length) $("grid").focus();
     clearTimeout(waiting);
     waiting = setTimeout(address, 120);
   });
@@ -86,7 +94,7 @@ async function main() {
         : /^\d+$/.test(query) ? node.number === Number(query) : words.every((word) => text(node).includes(word))));
       state.found = new Set(hits.map((node) => node.i));
       hits.sort((a, b) => b.influence - a.influence);
-      $("found").append(h("div", { class: "note" }, `${grouped(hits.length)} ${hits.length === 1 ? "node" : "nodes"}`), ...hits.slice(0, 40).map((node) => h("button", { class: "edge", type: "button", style: "--w:0", onclick: () => { open(node.i); $("found").replaceChildren(); } },
+      $("found").append(h("div", { class: "note" }, `${grouped(hits.length)} ${hits.length === 1 ? "node" : "nodes"}`), ...hits.slice(0, 40).map((node) => h("button", { class: "edge", type: "button", style: "--w:0", onclick: () => { open(node.i); $("found").replaceChildren(); $("grid").focus(); } },
         glyph(node, state.pinned.has(node.i)), h("span", { class: "name" }, nameOf(graph, state, node), h("small", {}, placeOf(graph, node))), h("span", { class: "n" }, percent(node.influence / (graph.totalInfluence || 1))))));
     }
     grid.draw();
@@ -125,11 +133,12 @@ async function main() {
     const go = (i) => { if (i >= 0 && i !== undefined) open(i); }, at = state.clicked, move = (dx, dy) => () => go(grid.neighbour(dx, dy));
     const best = (list, end) => () => { if (at >= 0) for (const e of list(at)) if (state.visible(end[e])) { go(end[e]); return; } };
     const keys = {
-      i: best(graph.inputs, graph.source), o: best(graph.outputs, graph.target), p: () => at >= 0 && state.pin([at], !state.pinned.has(at)), g: sub.group, n: panel.startNaming, z: state.undo, s: save, t: theme,
+      i: best(graph.inputs, graph.source), o: best(graph.outputs, graph.target), p: () => at >= 0 && state.pin([at], !state.pinned.has(at)), g: sub.group, n: () => sub.renameChosen() || panel.startNaming(), z: state.undo, s: save, t: theme,
       e: () => { $("errors").click(); }, "/": () => { search.focus(); search.select(); }, "?": () => $("keys").showModal(), Escape: () => open(-1),
       "[": () => { $("limit").value = Number($("limit").value) - 20; slide(Number($("limit").value)); }, "]": () => { $("limit").value = Number($("limit").value) + 20; slide(Number($("limit").value)); },
     };
-    if (document.activeElement === $("grid") || document.activeElement === document.body) Object.assign(keys, { ArrowLeft: move(-1, 0), ArrowRight: move(1, 0), ArrowUp: move(0, -1), ArrowDown: move(0, 1) });
+    // Where the panel is read, arrows scroll it.
+    if (!document.activeElement.matches("#panel,#panel .part *")) Object.assign(keys, { ArrowLeft: move(-1, 0), ArrowRight: move(1, 0), ArrowUp: move(0, -1), ArrowDown: move(0, 1) });
     if (!(event.key in keys)) return;
     keys[event.key]();
     event.preventDefault();

@@ -90,13 +90,14 @@ function makeState(graph) {
   }
 
   function change(what) { for (const listener of listeners) listener(what); }
-  // Changes of the subgraph and of names can be taken back.
+  // Changes of the subgraph and of names can be taken back; an edit that leaves all as it was is none.
   function edit(apply) {
-    past.push({ pinned: [...state.pinned], groups: structuredClone(state.groups), names: [...state.names], places: state.places });
-    if (past.length > 100) past.shift();
+    const was = { pinned: [...state.pinned], groups: structuredClone(state.groups), names: [...state.names], places: state.places }, before = JSON.stringify(params());
     apply();
     for (const group of state.groups) group.members = group.members.filter((i) => state.pinned.has(i));
     state.groups = state.groups.filter((group) => group.members.length);
+    if (JSON.stringify(params()) !== before) past.push(was);
+    if (past.length > 100) past.shift();
     change("subgraph");
   }
   function undo() {
@@ -106,8 +107,9 @@ function makeState(graph) {
     change("subgraph");
   }
   const groupOf = (i) => state.groups.find((group) => group.members.includes(i));
+  const chosenGroup = () => state.groups.find((group) => group.members.length === state.chosen.size && group.members.every((i) => state.chosen.has(i)));
   Object.assign(state, {
-    top, load, params, change, edit, undo, groupOf, canUndo: () => past.length > 0, listen: (f) => listeners.push(f),
+    top, load, params, change, edit, undo, groupOf, chosenGroup, canUndo: () => past.length > 0, listen: (f) => listeners.push(f),
     visible: (i) => {
       const node = nodes[i];
       if (node.kind === "token" || node.kind === "target" || state.pinned.has(i) || i === state.clicked) return true;

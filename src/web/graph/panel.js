@@ -26,7 +26,7 @@ function makePanel(graph, state, open) {
     const card = h("div", { class: "card" });
     const fill = (n) => {
       card.replaceChildren(...rows.slice(0, n).map(make));
-      if (n < rows.length) card.append(h("button", { class: "edge more", type: "button", onclick: () => fill(n + 200) }, "", `${grouped(rows.length - n)} more`));
+      if (n < rows.length) card.append(h("button", { class: "edge more", type: "button", onclick: () => { fill(n + 200); card.children[n].focus({ preventScroll: true }); } }, "", `${grouped(rows.length - n)} more`));
     };
     fill(FEW);
     return card;
@@ -51,8 +51,17 @@ function makePanel(graph, state, open) {
     if (naming && node.kind === "feature") {
       const input = h("input", { class: "rename", "aria-label": "Name of the feature", value: state.names.get(String(node.key)) || node.label, placeholder: `Feature ${node.number}` });
       const done = (keep) => { if (!naming) return; naming = false; if (keep) state.rename(node, input.value.trim()); else render(); };
-      input.addEventListener("keydown", (event) => { event.stopPropagation(); if (event.key === "Enter") done(true); else if (event.key === "Escape") done(false); });
-      input.addEventListener("blur", () => done(true));
+      input.addEventListener("keydown", (event) => {
+        event.stopPropagation();
+        if (event.key !== "Enter" && event.key !== "Escape") return;
+        done(event.key === "Enter");
+        document.getElementById("rename").focus();
+      });
+      input.addEventListener("blur", (event) => {
+        done(true);
+        // Where Tab led is made anew, too.
+        if (event.relatedTarget && !event.relatedTarget.isConnected) document.getElementById(event.relatedTarget.id)?.focus();
+      });
       setTimeout(() => { input.focus(); input.select(); });
       return input;
     }
@@ -63,7 +72,7 @@ function makePanel(graph, state, open) {
     const pinned = state.pinned.has(node.i), group = state.groupOf(node.i);
     const acts = [h("button", { id: "pin", type: "button", class: pinned ? "pinnedon" : "", "aria-pressed": String(pinned), onclick: () => state.pin([node.i], !pinned) }, pinned ? "Unpin" : "Pin")];
     if (node.kind === "feature") acts.push(h("button", { id: "rename", type: "button", onclick: startNaming }, "Rename"));
-    const choose = h("select", { "aria-label": "Group", onchange: () => {
+    const choose = h("select", { id: "node-group", "aria-label": "Group", onchange: () => {
       const value = choose.value;
       if (value === "+") askName("").then((text) => (text ? state.group([node.i], text) : render()));
       else if (value) state.group([node.i], value);
@@ -71,7 +80,7 @@ function makePanel(graph, state, open) {
     } }, h("option", { value: "" }, group ? "no group" : "Group…"), ...state.groups.map((g) => h("option", { value: g.name, ...(g === group ? { selected: "" } : {}) }, g.name)), h("option", { value: "+" }, "new group…"));
     acts.push(choose);
     const near = [...graph.inputs(node.i)].slice(0, 5).map((e) => graph.source[e]);
-    if (near.length) acts.push(h("button", { type: "button", onclick: () => state.pin([node.i, ...near], true) }, "Pin with top inputs"));
+    if (near.length) acts.push(h("button", { id: "pin-near", type: "button", onclick: () => state.pin([node.i, ...near], true) }, "Pin with top inputs"));
     return h("div", { class: "acts" }, ...acts);
   }
 
@@ -100,7 +109,17 @@ function makePanel(graph, state, open) {
     panel.dataset.feature = node.key;
   }
 
+  // All is made anew: the focus goes to the like of what had it, else to the panel, but from the pointer to nothing, so
+  // that arrow keys move on in the graph.
   function render() {
+    const had = document.activeElement, inside = had !== panel && panel.contains(had), pointed = inside && !had.matches(":focus-visible");
+    draw();
+    if (!inside) return;
+    const like = had.id ? document.getElementById(had.id) : had.dataset.node && panel.querySelector(`[data-node="${CSS.escape(had.dataset.node)}"]`);
+    (like || (pointed ? document.body : panel)).focus({ preventScroll: true });
+  }
+
+  function draw() {
     delete panel.dataset.feature;
     renders++;
     const i = state.clicked;

@@ -57,7 +57,14 @@ function makeSubgraph(graph, state, open) {
   let sub = null, size = null, lines = null;
   const nameOfBox = (box) => (box.group ? box.group.name : nameOf(graph, state, box.node));
 
+  // Boxes are made anew: the focus goes to the one that has the node now.
   function render() {
+    const had = sub && sub.boxes.find((box) => box.shape === document.activeElement), i = had && had.members.find((i) => state.pinned.has(i));
+    draw();
+    if (had) (i === undefined ? $("grid") : sub.boxes.find((box) => box.members.includes(i)).shape).focus({ preventScroll: true });
+  }
+
+  function draw() {
     section.classList.toggle("empty", !state.pinned.size);
     $("sub-note").textContent = state.pinned.size
       ? `${grouped(state.pinned.size)} pinned${state.groups.length ? `, ${state.groups.length} ${state.groups.length === 1 ? "group" : "groups"}` : ""}. Drag to move, Shift and click to choose several.`
@@ -103,6 +110,7 @@ function makeSubgraph(graph, state, open) {
     const node = svg("g", { class: `box ${box.group ? "group" : box.node.kind}${chosen ? " chosen" : ""}${current ? " current" : ""}`, tabindex: 0, role: "button", "aria-label": `${label}, ${where}`, "data-box": box.id },
       svg("rect", { x: -WIDE / 2, y: -HIGH / 2, width: WIDE, height: HIGH, rx: box.group ? 12 : box.node.kind === "feature" ? 9 : 3 }),
       svg("text", { y: -2 }, short(label, 22)), svg("text", { class: "small", y: 13 }, short(where, 26)), svg("title", {}, `${label}\n${where}`));
+    box.shape = node;
     const move = () => node.setAttribute("transform", `translate(${box.x.toFixed(1)} ${box.y.toFixed(1)})`);
     move();
     let from = null, moved = false;
@@ -135,14 +143,23 @@ function makeSubgraph(graph, state, open) {
     if (box.group) { state.chosen = new Set(box.members); render(); }
   }
 
-  async function rename(box) {
+  function rename(box) {
     if (!box.group) { open(box.members[0]); document.getElementById("rename")?.click(); return; }
-    const text = await askName(box.group.name);
-    if (text) state.edit(() => { box.group.name = text; });
+    renameGroup(box.group);
+  }
+  async function renameGroup(group) {
+    const text = await askName(group.name);
+    if (text) state.edit(() => { group.name = text; });
+  }
+  // Whether there is one.
+  function renameChosen() {
+    const group = state.chosenGroup();
+    if (group) renameGroup(group);
+    return Boolean(group);
   }
 
   async function group() {
-    const list = [...state.chosen], same = list.length && state.groups.find((group) => group.members.length === list.length && list.every((i) => group.members.includes(i)));
+    const list = [...state.chosen], same = state.chosenGroup();
     if (!list.length) return;
     if (same) { state.chosen.clear(); state.ungroup(same); return; }
     const text = await askName(nameOf(graph, state, nodes[list.reduce((a, b) => (nodes[b].influence > nodes[a].influence ? b : a))]));
@@ -153,5 +170,5 @@ function makeSubgraph(graph, state, open) {
   $("clear").addEventListener("click", () => state.pin([...state.pinned], false));
   $("pin-top").addEventListener("click", () => state.pin(graph.extra.paths.flatMap((path) => path.nodes), true));
   new ResizeObserver(() => { if (state.pinned.size) render(); }).observe(stage);
-  return { render, group };
+  return { render, group, renameChosen };
 }
