@@ -1,17 +1,14 @@
 //! The page about all features: what a browser makes of it.
 
-use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::Value;
 
+use crate::browser::{browser, open, with_reader};
 use crate::fixture::{Cli, trained};
-use crate::pages::OWN_CALLS;
 
 /// What a reader does, as a script: search, open what was found, follow a neighbour, step through the list.
-const READER: &str = r##"<script>
+const READER: &str = r##"
 addEventListener("load", async () => {
   const sleep = (ms) => new Promise((done) => setTimeout(done, ms)), $ = (id) => document.getElementById(id);
   const until = async (test) => { for (let i = 0; i < 400 && !test(); i++) await sleep(10); return test(); };
@@ -50,7 +47,7 @@ addEventListener("load", async () => {
   seen.all = $("found").textContent;
   const pre = document.createElement("pre"); pre.id = "seen"; pre.textContent = JSON.stringify(seen); document.body.append(pre);
 });
-</script>"##;
+"##;
 
 /// An index `index` of 160 features.
 pub(crate) fn indexed() -> &'static Cli {
@@ -64,79 +61,24 @@ pub(crate) fn indexed() -> &'static Cli {
     })
 }
 
-pub(crate) fn browser() -> Option<&'static str> {
-    ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
-        let mut command = Command::new(name);
-        command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
-    })
-}
-
-/// What a browser says about a page: its document, messages on the console, and addresses that were asked for.
-pub(crate) struct Seen {
-    pub(crate) document: String,
-    pub(crate) console: Vec<String>,
-    pub(crate) asked: BTreeSet<String>,
-}
-
-pub(crate) fn open(browser: &str, cli: &Cli, page: &Path) -> Seen {
-    // Browsers that run at once need a profile each.
-    let name = page.file_stem().unwrap().to_string_lossy();
-    let log = cli.path(&format!("{name}.net.json"));
-    let flags = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
-                 --disable-component-update --disable-sync --disable-extensions --enable-logging=stderr --v=0 \
-                 --virtual-time-budget=20000 --dump-dom";
-    let mut command = cli.program(browser);
-    command.args(flags.split_whitespace());
-    command.arg(format!("--user-data-dir={}", cli.path(&format!("{name}.profile")).display()));
-    command.arg(format!("--log-net-log={}", log.display()));
-    let output = command.arg(format!("file://{}", page.display())).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let log = std::fs::read_to_string(log).unwrap();
-    let urls = log.split("\"url\":\"").skip(1).filter_map(|rest| rest.split('"').next());
-    Seen {
-        document: String::from_utf8_lossy(&output.stdout).into_owned(),
-        console: stderr.lines().filter(|line| line.contains("CONSOLE")).map(str::to_owned).collect(),
-        asked: urls
-            .filter(|url| url.starts_with("http") && !OWN_CALLS.iter().any(|maker| url.contains(maker)))
-            .map(str::to_owned)
-            .collect(),
-    }
-}
-
 #[test]
 fn the_page_opens_and_fetches_nothing() {
-    let Some(browser) = browser() else {
-        eprintln!("SKIPPED: no chromium on this machine to open pages with");
-        return;
-    };
+    let Some(browser) = browser() else { return };
     let cli = indexed();
     let seen = open(browser, cli, &cli.path("page.html"));
-    assert_eq!(seen.console, [""; 0]);
-    assert_eq!(seen.asked, BTreeSet::new());
+    seen.is_quiet("page.html");
     assert!(seen.document.contains("data-ready=") && seen.document.contains("<h2>Feature "), "{}", seen.document.len());
 }
 
 #[test]
 fn a_reader_searches_opens_and_steps() {
-    let Some(browser) = browser() else {
-        eprintln!("SKIPPED: no chromium on this machine to open pages with");
-        return;
-    };
+    let Some(browser) = browser() else { return };
     let cli = indexed();
     let page = std::fs::read_to_string(cli.path("page.html")).unwrap();
-    // The page's own policy forbids the reader.
-    let (before, after) = page.split_once("<meta http-equiv").unwrap();
-    let (_, after) = after.split_once("/>").unwrap();
-    let word = "capital";
-    let reader = READER.replace("WORD", &format!("{word:?}"));
-    let driven = format!("{before}{}", after.replace("</body>", &format!("{reader}</body>")));
-    cli.write("driven.html", driven);
+    cli.write("driven.html", with_reader(&page, &READER.replace("WORD", "\"capital\"")));
     let seen = open(browser, cli, &cli.path("driven.html"));
-    assert_eq!(seen.console, [""; 0]);
-    let json =
-        seen.document.split_once("<pre id=\"seen\">").expect("the reader's notes").1.split_once("</pre>").unwrap().0;
-    let notes: Value =
-        serde_json::from_str(&json.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")).unwrap();
+    seen.is_quiet("driven.html");
+    let notes: Value = serde_json::from_str(&seen.note("seen")).unwrap();
     let is = |key: &str| notes[key].as_bool() == Some(true);
     let at_least = |key: &str, least: u64| assert!(notes[key].as_u64() >= Some(least), "{key}: {notes}");
     assert!(is("ready") && is("followed") && is("stepped") && is("back"), "{notes}");

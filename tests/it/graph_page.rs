@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use mechinterp::analysis::graph::{
     Edge, Graph, GraphReport, GraphScores, GraphSettings, GraphSource, LayerIndexes, Node, NodeKind, Verification,
@@ -11,88 +11,17 @@ use mechinterp::analysis::graph::{
 use mechinterp::interop::neuronpedia::graph::{GraphState, Publication, read, write, write_features};
 use mechinterp::web;
 
-use crate::dashboard::{browser, indexed, open};
+use crate::browser::{browser, open, with_reader};
+use crate::dashboard::indexed;
 use crate::fixture::Cli;
 
 #[path = "graph_sample.rs"]
 mod graph_sample;
 use graph_sample::sample;
 
-/// What a reader does, as a script: point at a node, open it, follow an edge, pin, group, name, prune, search, save.
-const READER: &str = r##"<script>
-addEventListener("load", async () => {
-  const sleep = (ms) => new Promise((done) => setTimeout(done, ms)), $ = (id) => document.getElementById(id), all = (css) => [...document.querySelectorAll(css)];
-  const until = async (test) => { for (let i = 0; i < 800 && !test(); i++) await sleep(10); return test(); };
-  const seen = { ready: Boolean(await until(() => document.documentElement.dataset.ready)) };
-  seen.overview = [all("#panel h3").length, all(".path li").length, all(".scatter circle").length];
-  seen.trust = $("trust").textContent;
-  const grid = $("grid"), frame = $("over").getBoundingClientRect(), panel = () => document.querySelector("#panel h2").textContent;
-  const at = (type, x, y, more) => grid.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, bubbles: true, ...more }));
-  const lit = () => Number($("over").dataset.edges) > 0;
-  seen.before = lit();
-  let point = null;
-  for (let y = Math.round(frame.top) + 60; y < frame.top + grid.clientHeight - 60 && !point; y += 4) for (let x = Math.round(frame.left) + 50; x < frame.right - 20; x += 4) {
-    at("pointermove", x, y);
-    if (!document.querySelector(".tip").hidden && document.querySelector(".tip").textContent.includes("activation")) { point = [x, y]; break; }
-  }
-  seen.tip = document.querySelector(".tip")?.textContent;
-  seen.hovered = lit();
-  at("click", ...point);
-  await sleep(30);
-  seen.opened = $("panel").dataset.node;
-  seen.heading = panel();
-  seen.inputs = all("#panel .edge").length;
-  seen.measured = all("#panel .edge .m").length;
-  $("pin").click();
-  await sleep(30);
-  const first = $("panel").dataset.node;
-  all("#panel .edge")[0].click();
-  await until(() => $("panel").dataset.node !== first); await sleep(20);
-  seen.followed = $("panel").dataset.node !== first;
-  const key = async (key) => { document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true })); await sleep(40); };
-  await key("p");
-  seen.boxes = all(".box").length;
-  seen.links = all("#stage path").length;
-  for (const box of all(".box")) box.dispatchEvent(new MouseEvent("click", { bubbles: true, shiftKey: true }));
-  for (const box of all(".box:not(.chosen)")) box.dispatchEvent(new MouseEvent("click", { bubbles: true, shiftKey: true }));
-  $("group").click();
-  await until(() => document.querySelector("dialog.ask"));
-  document.querySelector("dialog.ask input").value = "a \"group\"";
-  document.querySelector("dialog.ask form").requestSubmit();
-  await until(() => document.querySelector(".box.group"));
-  seen.groups = all(".box.group").length;
-  const feature = JSON.parse(FEATURE);
-  location.hash = location.hash.replace(/clickedId=[^&]*/, "") + "&clickedId=" + feature;
-  await until(() => $("panel").dataset.node === feature); await sleep(200);
-  seen.examples = all("#panel .ex").length;
-  seen.shaded = all("#panel .ex span[style]").length;
-  await key("n");
-  const input = document.querySelector(".rename"); input.value = "named by me";
-  input.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
-  await sleep(40);
-  seen.named = panel();
-  $("search").value = "l3"; $("search").dispatchEvent(new Event("input"));
-  seen.found = all("#found .edge").length;
-  $("search").value = "qzxv"; $("search").dispatchEvent(new Event("input"));
-  seen.nothing = $("found").textContent;
-  $("search").value = ""; $("search").dispatchEvent(new Event("input"));
-  await key("ArrowUp");
-  seen.moved = $("panel").dataset.node;
-  const count = $("count").textContent;
-  $("limit").value = 300; $("limit").dispatchEvent(new Event("input"));
-  seen.pruned = [count, $("count").textContent];
-  await sleep(250);
-  seen.hash = location.hash;
-  // The page's clock runs ahead of whatever is read elsewhere, so the text is taken where it is handed over.
-  let saved; const Real = Blob; window.Blob = function (parts, options) { saved = [parts.join(""), options.type]; return new Real(parts, options); };
-  // A download would end the page before the notes are taken.
-  HTMLAnchorElement.prototype.click = function () { seen.download = this.download; };
-  $("save").click();
-  seen.saved = saved[1];
-  seen.width = [document.documentElement.scrollWidth, innerWidth];
-  for (const [id, text] of [["file", saved[0]], ["seen", JSON.stringify(seen)]]) { const pre = document.createElement("pre"); pre.id = id; pre.textContent = text; document.body.append(pre); }
-});
-</script>"##;
+/// What a reader does, as a script: point at a node, open it, follow an edge, pin, group, name, prune, search, go to
+/// bookmarks and broken addresses, save.
+const READER: &str = include_str!("graph_reader.js");
 
 /// Features of layer 1 that the index of the tests has.
 fn with_known_features(mut graph: Graph) -> Graph {
@@ -115,17 +44,11 @@ fn page(n: usize) -> (Graph, PathBuf) {
     let indexes = indexes();
     let mut graph = with_known_features(sample(n, 7));
     indexes.name(&mut graph).unwrap();
-    let state = GraphState::default();
+    let state = GraphState { link_type: Some("input".into()), ..GraphState::default() };
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("graph-{n}.html"));
     let publication = Publication { graph: &graph, state: &state, slug: "sample", scan: None, created_ms: None };
     web::graph::write(&path, &publication, &indexes).unwrap();
     (graph, path)
-}
-
-fn unescaped(document: &str, id: &str) -> String {
-    let start = format!("<pre id=\"{id}\">");
-    let inner = document.split_once(&start).expect("the reader's notes").1.split_once("</pre>").unwrap().0;
-    inner.replace("&lt;", "<").replace("&gt;", ">").replace("&nbsp;", "\u{a0}").replace("&amp;", "&")
 }
 
 /// A feature of layer 1 that fires somewhere.
@@ -138,32 +61,39 @@ fn known_feature(graph: &Graph, indexes: &LayerIndexes) -> String {
     found.expect("a live feature").id(graph.n_layers)
 }
 
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn drive(n: usize) -> Option<(Graph, Value, String)> {
-    let Some(browser) = browser() else {
-        eprintln!("SKIPPED: no chromium on this machine to open pages with");
-        return None;
-    };
+    let browser = browser()?;
     let cli = Cli::new();
     let (graph, path) = page(n);
     let page = std::fs::read_to_string(path).unwrap();
     // As it is, with its policy.
     cli.write("plain.html", &page);
     let seen = open(browser, &cli, &cli.path("plain.html"));
-    assert_eq!(seen.console, [""; 0]);
-    assert!(seen.asked.is_empty(), "{:?}", seen.asked);
+    seen.is_quiet("plain.html");
     assert!(seen.document.contains("data-ready="), "the page did not get ready");
-    // The page's own policy forbids the reader.
-    let (before, after) = page.split_once("<meta http-equiv").unwrap();
-    let (_, after) = after.split_once("/>").unwrap();
     let feature = serde_json::to_string(&known_feature(&graph, &indexes())).unwrap();
-    let reader = READER.replace("FEATURE", &format!("{feature:?}"));
-    cli.write("driven.html", format!("{before}{}", after.replace("</body>", &format!("{reader}</body>"))));
+    cli.write("driven.html", with_reader(&page, &READER.replace("FEATURE", &format!("{feature:?}"))));
     let seen = open(browser, &cli, &cli.path("driven.html"));
-    assert_eq!(seen.console, [""; 0]);
-    assert!(seen.asked.is_empty(), "{:?}", seen.asked);
-    let notes = serde_json::from_str(&unescaped(&seen.document, "seen")).unwrap();
-    Some((graph, notes, unescaped(&seen.document, "file")))
+    seen.is_quiet("driven.html");
+    let notes = serde_json::from_str(&seen.note("seen")).unwrap();
+    Some((graph, notes, seen.note("file")))
+}
+
+/// Addresses say how the page differs from its file, whose edges are those to a node.
+fn addresses(notes: &Value) {
+    let hash = notes["hash"].as_str().unwrap();
+    let keys = ["pinnedIds=", "supernodes=", "clerps=", "pruningThreshold=", "linkType=both"];
+    assert!(keys.iter().all(|key| hash.contains(key)), "{hash}");
+    assert_eq!(notes["links_of_the_file"], "input");
+    let [boxes, limit, link, heading, address] = [0, 1, 2, 3, 4].map(|i| &notes["bookmark"][i]);
+    assert_eq!(json!([boxes, limit, link]), json!([0, "all", "input"]), "{notes:#}");
+    assert!(heading != "named by me" && address.as_str().unwrap().starts_with("#clickedId="), "{notes:#}");
+    let broken = notes["broken"].as_array().unwrap();
+    assert_eq!(broken.len(), 4);
+    for state in broken {
+        assert_eq!(*state, json!([0, "all", "input", "Overview", ""]), "what is broken is passed over");
+    }
+    assert_eq!(notes["back"], true, "{notes:#}");
 }
 
 /// What holds at any size.
@@ -181,7 +111,13 @@ fn check(graph: &Graph, notes: &Value, file: &str) {
     at_least(&notes["links"], 1);
     assert!((1..=12).contains(&notes["examples"].as_u64().unwrap()), "examples stand there once: {notes:#}");
     at_least(&notes["shaded"], 1);
-    assert_eq!(notes["named"], "named by me");
+    assert_eq!(notes["group_named"], json!(["a \"group\"", true]), "n names the group that is chosen");
+    assert_eq!(notes["undone"], true, "a name that stays is no change to take back: {notes:#}");
+    assert_eq!(notes["named"], json!(["named by me", "rename"]));
+    let [box_before, box_after, kept] = [0, 1, 2].map(|i| &notes["entered"][i]);
+    assert!(box_before == box_after && *kept == false, "the focus stays on what is made anew: {notes:#}");
+    assert_eq!(notes["pinned"], json!(["Unpin", "pin"]));
+    addresses(notes);
     assert!(
         notes["pruned"][0] != notes["pruned"][1] && notes["pruned"][1].as_str().unwrap().contains(" of "),
         "{notes:#}"
@@ -189,8 +125,6 @@ fn check(graph: &Graph, notes: &Value, file: &str) {
     at_least(&notes["found"], 1);
     assert_eq!(notes["nothing"], "0 nodes");
     assert!(notes["width"][0].as_u64() <= notes["width"][1].as_u64(), "nothing sticks out: {notes:#}");
-    let hash = notes["hash"].as_str().unwrap();
-    assert!(["pinnedIds=", "supernodes=", "clerps=", "pruningThreshold="].iter().all(|k| hash.contains(k)), "{hash}");
     // What was saved is the graph with its state.
     assert_eq!((&notes["saved"], &notes["download"]), (&"application/json".into(), &"sample.json".into()));
     let dir = tempfile::tempdir().unwrap();
@@ -217,6 +151,23 @@ fn a_graph_of_5000_nodes_is_read_as_a_small_one() {
     let Some((graph, notes, file)) = drive(5000) else { return };
     assert!(graph.nodes.len() > 4000 && graph.edges.len() > 20_000);
     check(&graph, &notes, &file);
+}
+
+#[test]
+fn numbers_that_are_none_are_said() {
+    let Some(browser) = browser() else { return };
+    let cli = Cli::new();
+    let mut graph = sample(50, 7);
+    graph.report.largest_row_error = f64::NAN;
+    graph.report.unpruned_scores.completeness = f64::NAN;
+    let state = GraphState::default();
+    let publication = Publication { graph: &graph, state: &state, slug: "broken", scan: None, created_ms: None };
+    web::graph::write(&cli.path("page.html"), &publication, &LayerIndexes::default()).unwrap();
+    let seen = open(browser, &cli, &cli.path("page.html"));
+    seen.is_quiet("page.html");
+    for expected in ["completeness not a number", "pre-activation: not a number"] {
+        assert!(seen.document.contains(expected), "'{expected}' is not on the page");
+    }
 }
 
 #[test]

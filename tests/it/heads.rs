@@ -57,10 +57,7 @@ fn heads_are_listed_with_their_scores() {
 
 #[test]
 fn a_browser_shows_heatmaps_and_fetches_nothing() {
-    let Some(browser) = crate::pages::browser() else {
-        eprintln!("SKIPPED: no chromium on this machine to open pages with");
-        return;
-    };
+    let Some(browser) = crate::browser::browser() else { return };
     let cli = Cli::new();
     cli.run("heads demo --length 20 --texts 1 --html heads.html -q").ok();
     cli.run_with("lens demo --target Paris --html lens.html -q --prompt", "the capital of France is").ok();
@@ -68,8 +65,8 @@ fn a_browser_shows_heatmaps_and_fetches_nothing() {
     patch.args(["--clean", "the capital of France is", "--corrupt", "the capital of Japan is"]);
     end(patch).ok();
     for (page, figures) in [("heads.html", 3), ("lens.html", 3), ("patch.html", 2)] {
-        let seen = crate::pages::open(browser, &cli, &cli.path(page));
-        assert_eq!((seen.console, seen.asked), (vec![], vec![]), "{page}");
+        let seen = crate::browser::open(browser, &cli, &cli.path(page));
+        seen.is_quiet(page);
         assert_eq!(seen.document.matches("role=\"img\"").count(), figures, "{page}");
         assert!(seen.document.contains("This page loads nothing.</footer>"), "{page} is cut off");
     }

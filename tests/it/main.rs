@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bf16;
+mod browser;
 mod cli;
 mod close;
 mod damage;

@@ -1,11 +1,8 @@
 //! Pages and result files that commands write, and what a browser makes of the pages.
 
-use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::{Command, Stdio};
-
 use serde_json::Value;
 
+use crate::browser::{browser, open};
 use crate::fixture::{Cli, HOOK, trained};
 
 /// Two dictionaries, `relu` and `topk`, on the cache `acts`.
@@ -69,63 +66,17 @@ fn evaluations_are_compared_and_written_for_others() {
     cli.run(&format!("{line} --saebench results")).error(&["--model"]);
 }
 
-/// Whom the browser calls on its own account.
-pub(crate) const OWN_CALLS: [&str; 2] = [".google.com/", ".googleapis.com/"];
-
-/// The browser of this machine.
-pub(crate) fn browser() -> Option<&'static str> {
-    ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
-        let mut command = Command::new(name);
-        command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
-    })
-}
-
-/// What a browser says about a page: its document, messages on the console, and addresses that were asked for.
-pub(crate) struct Seen {
-    pub(crate) document: String,
-    pub(crate) console: Vec<String>,
-    pub(crate) asked: Vec<String>,
-}
-
-pub(crate) fn open(browser: &str, cli: &Cli, page: &Path) -> Seen {
-    let log = cli.path("net.json");
-    let flags = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
-                 --disable-component-update --disable-sync --disable-extensions --enable-logging=stderr --v=0 --dump-dom";
-    let mut command = cli.program(browser);
-    command.args(flags.split_whitespace());
-    command.arg(format!("--user-data-dir={}", cli.path("profile").display()));
-    command.arg(format!("--log-net-log={}", log.display()));
-    let output = command.arg(format!("file://{}", page.display())).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let console = stderr.lines().filter(|line| line.contains("CONSOLE")).map(str::to_owned).collect();
-    let log = std::fs::read_to_string(log).unwrap();
-    let urls = log.split("\"url\":\"").skip(1).filter_map(|rest| rest.split('"').next());
-    // The log names an address again at every stage of its request.
-    let asked: BTreeSet<String> = urls
-        .filter(|url| url.starts_with("http") && !OWN_CALLS.iter().any(|maker| url.contains(maker)))
-        .map(str::to_owned)
-        .collect();
-    let asked = asked.into_iter().collect();
-    Seen { document: String::from_utf8_lossy(&output.stdout).into_owned(), console, asked }
-}
-
 #[test]
 fn a_browser_shows_every_page_and_fetches_nothing() {
-    let Some(browser) = browser() else {
-        eprintln!("SKIPPED: no chromium on this machine to open pages with");
-        return;
-    };
+    let Some(browser) = browser() else { return };
     let cli = two();
     cli.write(
         "control.html",
         "<!doctype html><script>missing()</script><img src=\"http://127.0.0.1:9/x.png\">".as_bytes(),
     );
     let control = open(browser, &cli, &cli.path("control.html"));
-    assert_eq!(
-        (control.console.len(), control.asked),
-        (1, vec!["http://127.0.0.1:9/x.png".to_owned()]),
-        "the test sees"
-    );
+    let asked = ["http://127.0.0.1:9/x.png".to_owned()].into();
+    assert_eq!((control.console.len(), control.asked), (1, asked), "the test sees");
     cli.run("eval --sae relu topk --cache acts --held-out 1 --html both.html -q").ok();
     cli.run("eval --sae topk --cache acts --held-out 1 --html one.html -q").ok();
     cli.run("report relu topk --html curves.html").ok();
@@ -133,8 +84,7 @@ fn a_browser_shows_every_page_and_fetches_nothing() {
         [("relu/report.html", 10), ("topk/report.html", 9), ("both.html", 3), ("one.html", 6), ("curves.html", 5)]
     {
         let seen = open(browser, &cli, &cli.path(page));
-        assert_eq!(seen.console, [""; 0], "{page}");
-        assert_eq!(seen.asked, [""; 0], "{page}");
+        seen.is_quiet(page);
         let drawn = seen.document.matches("<figure").count();
         assert!(drawn >= figures && drawn == seen.document.matches("role=\"img\"").count(), "{page}: {drawn} figures");
         // The browser closes what a page leaves open, so the last words tell.
