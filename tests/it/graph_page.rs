@@ -191,7 +191,7 @@ fn saved_graphs_are_shown_again_with_the_names_given_on_the_page() {
     let state = GraphState { clerps: vec![(pair, "my own name".into())], ..GraphState::default() };
     let publication = Publication { graph: &graph, state: &state, slug: "saved", scan: None, created_ms: None };
     write(&cli.path("saved.json"), &publication).unwrap();
-    let shown = cli.run("graph show saved.json --html page.html --svg picture.svg --dot picture.dot").ok();
+    let shown = cli.run("graph show saved.json --html page.html --svg picture.svg --dot picture.dot --picture-nodes 50").ok();
     for expected in ["the capital of the state", "replacement 0.550", "strongest path to “ Austin”", "as it predicts"]
     {
         assert!(shown.contains(expected), "'{expected}' is not in {shown}");
@@ -199,6 +199,8 @@ fn saved_graphs_are_shown_again_with_the_names_given_on_the_page() {
     let text = |name: &str| std::fs::read_to_string(cli.path(name)).unwrap();
     assert!(text("page.html").contains("id=\"block-graph\"") && text("picture.svg").starts_with("<?xml"));
     assert!(text("picture.dot").starts_with("digraph"));
+    let named = |name: &str| text(name).contains("my own name");
+    assert!(named("picture.svg") && named("picture.dot"), "names given on the page are drawn");
     let json = cli.run("graph show saved.json --json").json();
     assert_eq!((&json["nodes"][0]["label"], &json["n_layers"]), (&"my own name".into(), &8.into()));
     // A file of circuit-tracer, whose gaps are said.

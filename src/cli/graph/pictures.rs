@@ -12,6 +12,7 @@ use crate::web::graph;
 
 /// What to draw.
 #[derive(Debug, Clone, clap::Args)]
+#[command(group(clap::ArgGroup::new("picture").multiple(true)))]
 pub(super) struct PictureArgs {
     /// One interactive page that opens offline: point, open, pin, group, prune, save. With --labels features come with
     /// their examples.
