@@ -191,7 +191,8 @@ fn saved_graphs_are_shown_again_with_the_names_given_on_the_page() {
     let state = GraphState { clerps: vec![(pair, "my own name".into())], ..GraphState::default() };
     let publication = Publication { graph: &graph, state: &state, slug: "saved", scan: None, created_ms: None };
     write(&cli.path("saved.json"), &publication).unwrap();
-    let shown = cli.run("graph show saved.json --html page.html --svg picture.svg --dot picture.dot --picture-nodes 50").ok();
+    let shown =
+        cli.run("graph show saved.json --html page.html --svg picture.svg --dot picture.dot --picture-nodes 50").ok();
     for expected in ["the capital of the state", "replacement 0.550", "strongest path to “ Austin”", "as it predicts"]
     {
         assert!(shown.contains(expected), "'{expected}' is not in {shown}");
