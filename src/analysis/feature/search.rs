@@ -93,9 +93,9 @@ struct Matches {
 }
 
 impl Matches {
-    /// The tokens of the places where `needle` stands in `text`; `None` where it stands nowhere.
-    fn of(needle: &str, text: &[u8], starts: &[usize]) -> Option<Self> {
-        let tokens = starts.len().saturating_sub(1);
+    /// The tokens of the places where `needle` stands in `text`, of which the `i`th of `tokens` begins at `start(i)`;
+    /// `None` where it stands nowhere.
+    fn of(needle: &str, text: &[u8], tokens: usize, start: impl Fn(usize) -> usize) -> Option<Self> {
         let mut bits = vec![0; tokens.div_ceil(64)];
         let (mut any, mut token) = (false, 0);
         let inside_word = |place: usize| {
@@ -104,11 +104,10 @@ impl Matches {
         };
         for place in memchr::memmem::find_iter(text, needle.as_bytes()).filter(|&place| !inside_word(place)) {
             any = true;
-            // Places ascend, so the token that holds one is at or after the last.
-            token += starts[token..].partition_point(|&start| start <= place).saturating_sub(1);
+            token = holding(place, token, tokens, &start);
             let end = place + needle.len();
             let mut inside = token;
-            while inside < tokens && starts[inside] < end {
+            while inside < tokens && start(inside) < end {
                 bits[inside / 64] |= 1 << (inside % 64);
                 inside += 1;
             }
@@ -133,14 +132,35 @@ impl Matches {
     }
 }
 
+/// The last of `tokens` that begins at or before `place`, which is `from` or comes after it. Places ascend and the next
+/// is near, so strides grow from one.
+fn holding(place: usize, from: usize, tokens: usize, start: &impl Fn(usize) -> usize) -> usize {
+    let mut stride = 1;
+    while from + stride < tokens && start(from + stride) <= place {
+        stride *= 2;
+    }
+    let (mut low, mut high) = (from + stride / 2, (from + stride).min(tokens));
+    while high - low > 1 {
+        let middle = low.midpoint(high);
+        if start(middle) <= place {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
 fn examples(index: &IndexFile, phrase: &str, terms: &[&str], found: &mut [Found]) -> Result<()> {
     let arrays = &index.arrays;
     let text = arrays.get::<u8>("search.text")?.bytes();
-    let starts: Vec<usize> = arrays.get::<u64>("search.starts")?.iter().map(|start| start as usize).collect();
-    let (matches, weight) = match Matches::of(phrase, text, &starts) {
+    let starts = arrays.get::<u64>("search.starts")?;
+    let tokens = starts.len().saturating_sub(1);
+    let of = |needle: &str| Matches::of(needle, text, tokens, |i| starts.at(i).map_or(usize::MAX, |at| at as usize));
+    let (matches, weight) = match of(phrase) {
         Some(matches) => (vec![matches], 1.0),
         None if terms.len() == 1 => return Ok(()),
-        None => match terms.iter().map(|term| Matches::of(term, text, &starts)).collect::<Option<Vec<_>>>() {
+        None => match terms.iter().map(|term| of(term)).collect::<Option<Vec<_>>>() {
             Some(matches) => (matches, 0.5),
             None => return Ok(()),
         },
@@ -237,15 +257,27 @@ mod tests {
     fn matches_mark_every_token_that_they_touch() {
         let text = b"the golden gate\0golden age\0";
         let starts = [0, 3, 8, 10, 16, 22, 27];
-        let matches = Matches::of("golden gate", text, &starts).unwrap();
+        let of = |needle: &str| Matches::of(needle, text, 6, |i| starts[i]);
+        let matches = of("golden gate").unwrap();
         let marked: Vec<bool> = (0..6).map(|i| matches.any(i..i + 1)).collect();
         assert_eq!(marked, [false, true, true, true, false, false]);
-        let golden = Matches::of("golden", text, &starts).unwrap();
+        let golden = of("golden").unwrap();
         let marked: Vec<bool> = (0..6).map(|i| golden.any(i..i + 1)).collect();
         assert_eq!(marked, [false, true, true, false, true, false]);
         assert!(golden.any(0..6) && !golden.any(3..4) && !golden.any(0..1));
-        assert!(Matches::of("gate golden", text, &starts).is_none());
-        assert!(Matches::of("gol", text, &starts).is_some() && Matches::of("ate", text, &starts).is_none());
+        assert!(of("gate golden").is_none());
+        assert!(of("gol").is_some() && of("ate").is_none());
+    }
+
+    #[test]
+    fn the_token_that_holds_a_place_is_the_last_that_begins_before_it() {
+        let starts: Vec<usize> = (0..300).map(|i| i * 3 + i % 2).collect();
+        for place in 0..1000 {
+            let expected = starts.partition_point(|&start| start <= place) - 1;
+            for from in [0, expected / 2, expected] {
+                assert_eq!(holding(place, from, 300, &|i: usize| starts[i]), expected, "{place} from {from}");
+            }
+        }
     }
 
     #[test]
