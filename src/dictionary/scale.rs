@@ -4,9 +4,9 @@
 //! `s = √d_in / mean ‖x‖₂`. Folding it afterwards gives a dictionary of raw rows: `W_enc·s`, `W_dec/s`, `b_dec/s`,
 //! with `b_enc` and thresholds unchanged. Activations stay the same numbers, except where they carry the decoder norm.
 
-use super::Dictionary;
 use super::config::NormalizeActivations;
 use super::normalize::row_norms;
+use super::{Activation, Architecture, Dictionary};
 use crate::base::{Error, Result};
 use crate::ops::squared_norm;
 
@@ -85,17 +85,40 @@ pub fn fold_w_dec_norm(dictionary: &mut Dictionary) -> Result<()> {
             remedy: "use it as it is".into(),
         });
     }
-    for row in dictionary.w_enc.chunks_exact_mut(norms.len().max(1)) {
-        row.iter_mut().zip(&norms).for_each(|(w, norm)| *w *= norm);
-    }
-    dictionary.b_enc.iter_mut().zip(&norms).for_each(|(b, norm)| *b *= norm);
-    for (row, norm) in dictionary.w_dec.chunks_exact_mut(d_out).zip(&norms) {
+    move_norms(dictionary, &norms);
+    dictionary.activation.decoder_changed(&dictionary.w_dec, dictionary.config.d_out);
+    Ok(())
+}
+
+/// Moves decoder norms from the competition between features into the weights, where features compete by activations
+/// that carry them: `W_enc·n`, `b_enc·n`, `W_dec/n`. Codes and reconstructions stay the same numbers.
+pub(crate) fn gather_competing_norms(dictionary: &mut Dictionary) {
+    let d_out = dictionary.config.d_out;
+    let rescale_acts_by_decoder_norm = false;
+    let (architecture, activation) = match dictionary.config.architecture {
+        Architecture::TopK { k, rescale_acts_by_decoder_norm: true } => {
+            (Architecture::TopK { k, rescale_acts_by_decoder_norm }, Activation::top_k(k, None, d_out))
+        }
+        Architecture::AbsTopK { k, rescale_acts_by_decoder_norm: true } => {
+            (Architecture::AbsTopK { k, rescale_acts_by_decoder_norm }, Activation::abs_top_k(k, None, d_out))
+        }
+        _ => return,
+    };
+    move_norms(dictionary, &row_norms(&dictionary.w_dec, d_out));
+    (dictionary.config.architecture, dictionary.activation) = (architecture, activation);
+}
+
+/// Multiplies each feature's encoder by its entry of `norms` and divides its decoder row by it; a row of zeros stays.
+fn move_norms(dictionary: &mut Dictionary, norms: &[f32]) {
+    let scale = |values: &mut [f32]| values.iter_mut().zip(norms).for_each(|(w, norm)| *w *= norm);
+    dictionary.w_enc.chunks_exact_mut(norms.len().max(1)).for_each(scale);
+    scale(&mut dictionary.b_enc);
+    let rows = dictionary.w_dec.chunks_exact_mut(dictionary.config.d_out.max(1)).zip(norms);
+    for (row, norm) in rows.filter(|(_, norm)| **norm > 0.0) {
         for w in row {
             *w /= norm;
         }
     }
-    dictionary.activation.decoder_changed(&dictionary.w_dec, dictionary.config.d_out);
-    Ok(())
 }
 
 #[cfg(test)]

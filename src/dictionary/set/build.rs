@@ -206,35 +206,6 @@ pub(super) fn check_linear(config: &DictionaryConfig, layer: usize) -> Result<()
     Err(unsupported(layer, why))
 }
 
-/// The same transcoder with decoder norms in its weights and not in the competition between features, so that an
-/// activation times its decoder row is what the feature contributes.
-pub(super) fn gathered_norms(mut dictionary: Dictionary) -> Dictionary {
-    let d_out = dictionary.config.d_out;
-    if !dictionary.config.architecture.activations_carry_decoder_norm() {
-        return dictionary;
-    }
-    let norms = crate::dictionary::normalize::row_norms(&dictionary.w_dec, d_out);
-    let scale = |values: &mut [f32]| values.iter_mut().zip(&norms).for_each(|(w, norm)| *w *= norm);
-    dictionary.w_enc.chunks_exact_mut(norms.len().max(1)).for_each(scale);
-    scale(&mut dictionary.b_enc);
-    for (row, norm) in dictionary.w_dec.chunks_exact_mut(d_out.max(1)).zip(&norms).filter(|(_, norm)| **norm > 0.0) {
-        for w in row {
-            *w /= norm;
-        }
-    }
-    let rescale_acts_by_decoder_norm = false;
-    (dictionary.config.architecture, dictionary.activation) = match dictionary.config.architecture {
-        Architecture::AbsTopK { k, .. } => {
-            (Architecture::AbsTopK { k, rescale_acts_by_decoder_norm }, Activation::abs_top_k(k, None, d_out))
-        }
-        Architecture::TopK { k, .. } => {
-            (Architecture::TopK { k, rescale_acts_by_decoder_norm }, Activation::top_k(k, None, d_out))
-        }
-        other => (other, dictionary.activation),
-    };
-    dictionary
-}
-
 /// The hook that a transcoder reads, where it says so.
 fn input_of(dictionary: &Dictionary) -> Option<String> {
     dictionary.config.metadata.hook_name.clone()

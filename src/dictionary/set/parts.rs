@@ -1,8 +1,9 @@
 //! A dictionary in its file: what it computes is known, and its large weights were not read yet.
 
-use super::build::{check_linear, gathered_norms};
+use super::build::check_linear;
 use super::{EncoderWeights, Floats, Layer, Rows, Skip};
 use crate::base::Result;
+use crate::dictionary::scale::gather_competing_norms;
 use crate::dictionary::{Activation, Dictionary, DictionaryConfig};
 use crate::ops::gemm::transposed;
 
@@ -62,7 +63,10 @@ impl Parts {
     pub(crate) fn layer(self, layer: usize) -> Result<Layer> {
         check_linear(&self.config, layer)?;
         let parts = if self.config.architecture.activations_carry_decoder_norm() {
-            Self::of(gathered_norms(self.dictionary()?))
+            // So that an activation times its decoder row is what the feature contributes.
+            let mut dictionary = self.dictionary()?;
+            gather_competing_norms(&mut dictionary);
+            Self::of(dictionary)
         } else {
             self
         };

@@ -11,6 +11,7 @@ use super::super::{Format, cannot};
 use super::{CONFIG, FILE};
 use crate::base::Result;
 use crate::base::artifact::write_json;
+use crate::dictionary::scale::gather_competing_norms;
 use crate::dictionary::{Activation, Architecture, Dictionary, NormalizeActivations};
 use crate::model::{HookPoint, Site};
 
@@ -22,7 +23,7 @@ const FORMAT: Format = Format::DictionaryLearning;
 /// `Unsupported` with the reason, when the format has no class for it; `Io` when a file cannot be written.
 pub(crate) fn write(dir: &Path, mut dictionary: Dictionary) -> Result<()> {
     let layer = check(&dictionary)?;
-    forms::fold_competing_norms(&mut dictionary);
+    gather_competing_norms(&mut dictionary);
     let subtracts = dictionary.config.apply_b_dec_to_input;
     let class = match dictionary.config.architecture {
         Architecture::Relu if subtracts => "AutoEncoder",

@@ -10,6 +10,7 @@ use super::{CONFIG, FILE};
 use crate::base::artifact::write_json;
 use crate::base::{Error, Result};
 use crate::dictionary::io::{Values, write_tensors};
+use crate::dictionary::scale::gather_competing_norms;
 use crate::dictionary::{Architecture, Dictionary, NormalizeActivations};
 use crate::model::{HookPoint, Site};
 
@@ -26,7 +27,7 @@ pub(crate) fn write(dir: &Path, mut dictionary: Dictionary) -> Result<()> {
         other => return Err(cannot(FORMAT, &format!("it knows topk and groupmax, and this is '{}'", other.name()))),
     };
     let module = module(&dictionary)?;
-    forms::fold_competing_norms(&mut dictionary);
+    gather_competing_norms(&mut dictionary);
     let transcode = dictionary.config.transcoder;
     if !transcode {
         forms::set_subtracts(&mut dictionary, true);
