@@ -149,6 +149,8 @@ fn percent(share: f64) -> String {
 
 /// With more digits the nearer it is to 1.
 fn correlation(r: f64) -> String {
+    // Without the sign of a zero.
+    let r = if r.abs() < 0.005 { 0.0 } else { r };
     if r >= 0.99995 {
         "1.0000".into()
     } else if r >= 0.995 {
