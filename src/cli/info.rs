@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::base::Result;
+use crate::base::{Error, Result};
+use crate::interop;
 use crate::model::hook::Scope;
 use crate::model::hook_page::LETTERS;
 use crate::model::{HookPoint, ModelConfig, Site, weights};
@@ -19,7 +20,7 @@ mod set;
 /// Arguments of `info`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Hugging Face directory, hub id, `.gguf` file, or `demo`; or the directory of a transcoder set.
+    /// Hugging Face directory, hub id, `.gguf` file, or `demo`; or a transcoder set, a directory or on the hub.
     model: String,
     /// Also say of every hook point what it is, and which other points this model lacks.
     #[arg(long)]
@@ -59,10 +60,19 @@ struct HookRow {
 }
 
 pub(super) fn run(args: Args, ui: &Ui) -> Result<Outcome> {
-    if crate::interop::is_set(Path::new(&args.model)) {
-        return set::run(&args.model, ui);
+    if interop::is_set(Path::new(&args.model)) {
+        return set::run(&interop::open_set_with(&args.model, ui.progress())?, &args.model, ui);
     }
-    let files = open::locate(&args.model, ui)?;
+    let files = match open::locate(&args.model, ui) {
+        Ok(files) => files,
+        Err(error) if Path::new(&args.model).exists() => return Err(error),
+        // On the hub a set has a name like a model's. Where it is neither, what was missing of a model is said.
+        Err(error) => match interop::open_set_with(&args.model, ui.progress()) {
+            Ok(set) => return set::run(&set, &args.model, ui),
+            Err(Error::Missing { .. } | Error::Hub { .. } | Error::Flag { .. }) => return Err(error),
+            Err(of_set) => return Err(of_set),
+        },
+    };
     let config = open::config(&files)?;
     let entries = weights::entries(&files.weights)?;
     let parameters = entries.iter().map(|entry| entry.shape.iter().map(|&d| d as u64).product::<u64>()).sum();

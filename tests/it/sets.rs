@@ -110,13 +110,16 @@ fn sets_come_from_the_hub_and_then_from_its_cache() {
         ("tiny/layers", repo(&layers)),
         ("tiny/none", repo(&[("README.md".into(), b"nothing".to_vec())])),
     ]);
-    let convert = |set: &str, out: &str, online: bool| {
-        let mut command = cli.command(&format!("convert --set {set} --to circuit_tracer --out {out} --json"));
+    let run = |line: &str, online: bool| {
+        let mut command = cli.command(&format!("{line} --json"));
         command.env("HF_HOME", cli.path("")).env("NO_PROXY", "127.0.0.1");
         if online {
             command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", &server.endpoint);
         }
         end(command)
+    };
+    let convert = |set: &str, out: &str, online: bool| {
+        run(&format!("convert --set {set} --to circuit_tracer --out {out}"), online)
     };
     let report = convert("tiny/set/sub", "a", true).json();
     assert_eq!((&report["scan"], &report["n_layers"]), (&json!("tiny/plt"), &json!(3)));
@@ -128,6 +131,10 @@ fn sets_come_from_the_hub_and_then_from_its_cache() {
         let (ours, theirs) = (interop::open_set(&cli.path(out)).unwrap(), interop::open_set(&golden(set)).unwrap());
         assert!(interop::set_distance(&ours, &theirs).unwrap() < 1e-6);
     }
+    for (set, layers) in [("tiny/listed", 3), ("tiny/set/sub", 3)] {
+        assert_eq!(run(&format!("info {set}"), true).json()["n_layers"], layers);
+    }
+    run("info tiny/none", true).error(&["tiny/none", "config.json"]);
     server.requests();
     convert("tiny/set/sub", "c", false).ok();
     convert("tiny/listed@main", "d", false).ok();

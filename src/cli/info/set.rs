@@ -21,15 +21,15 @@ struct Report<'a> {
     notes: &'a [String],
 }
 
-pub(super) fn run(reference: &str, ui: &Ui) -> Result<Outcome> {
-    let OpenedSet { set, format, notes, .. } = crate::interop::open_set_with(reference, ui.progress())?;
+pub(super) fn run(opened: &OpenedSet, reference: &str, ui: &Ui) -> Result<Outcome> {
+    let OpenedSet { set, format, notes, .. } = opened;
     let report = Report {
         set: reference,
-        format,
-        facts: SetFacts::of(&set)?,
+        format: *format,
+        facts: SetFacts::of(set)?,
         weight_bytes: set.weight_bytes(),
         weight_files: set.files().len(),
-        notes: &notes,
+        notes,
     };
     if ui.json() {
         ui.out_json(&report)?;
