@@ -98,8 +98,10 @@ impl Args {
             megabytes => format!("{:.1} GB", megabytes / 1e3),
         };
         let values: usize = origin.hooks.iter().map(|(_, width)| width).sum();
-        // One batch is trained on, one waits, one is read.
-        let batches = (3 * settings.batch_size * values * size_of::<f32>()) as u64;
+        // One batch is trained on, one waits, one is read. Across layers, what dead features are to learn stands for each
+        // layer and all later ones.
+        let later = if self.cross_layer { values / 2 * (layers + 1) / 2 } else { 0 };
+        let batches = (settings.batch_size * (3 * values + later) * size_of::<f32>()) as u64;
         let kind = if self.cross_layer { "cross-layer transcoder of" } else { "transcoders of" };
         format!(
             "{kind} {layers} layers; memory: {} for weights, gradients and moments, up to {} for rows that wait, {} \
